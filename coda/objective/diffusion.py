@@ -1,0 +1,130 @@
+"""The masked diffusion loss (arXiv 2510.03270, eq. 6) of a batch whose masks are already drawn."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from coda.objective.cross_entropy import masked_linear_cross_entropy
+from coda.objective.noise import LowDiscrepancyTime, TimeSampler
+from coda.objective.weights import InverseTime, LossWeight
+
+Denominator = Literal["maskable", "tokens", "masked", "sequence"]
+
+
+@dataclass
+class ObjectiveOutput:
+    """Sums over one micro-batch, so that batches of any size add up exactly. B rows; all but ``loss_sum`` are detached.
+
+    Attributes:
+        loss_sum: Scalar, the weighted sum of the masked tokens' losses in nats; differentiable.
+        denominator: Scalar, what ``loss_sum`` is divided by once both are summed over the global batch.
+        nll: [B], unweighted sum of the losses of each row's masked tokens, in nats.
+        correct: [B], how many of them were predicted right by the most probable token.
+        masked: [B], how many there are.
+        maskable: [B], how many there could have been.
+    """
+
+    loss_sum: Tensor
+    denominator: Tensor
+    nll: Tensor
+    correct: Tensor
+    masked: Tensor
+    maskable: Tensor
+
+
+class DiffusionObjective:
+    """L = 1/D * sum over rows b and masked tokens n of w(t_b) * -log p(x_0^n | x_t).
+
+    The default is the likelihood bound per token: w = 1/t and D = the number of maskable tokens.
+
+    Args:
+        time: How the noise levels t are drawn; None means ``LowDiscrepancyTime(eps=1e-3)``.
+        weight: w(t); None means ``InverseTime()``.
+        denominator: D: ``maskable`` tokens, all ``tokens`` (B*L, as the released code divides), ``masked`` tokens, or
+            ``sequence``: each row is divided by its own maskable tokens, then rows are averaged.
+        shift: Whether the logits at position i - 1 predict token i, as in the autoregressive parent.
+        chunk_size: Rows of logits held at once; None chooses by device.
+    """
+
+    def __init__(
+        self,
+        time: TimeSampler | None = None,
+        weight: LossWeight | None = None,
+        denominator: Denominator = "maskable",
+        shift: bool = True,
+        chunk_size: int | None = None,
+    ) -> None:
+        if denominator not in get_args(Denominator):
+            raise ValueError(f"denominator is {denominator!r}; choose one of {', '.join(get_args(Denominator))}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; hold at least 1 row of logits, or null to choose by device")
+        self.time = time if time is not None else LowDiscrepancyTime()
+        self.weight = weight if weight is not None else InverseTime()
+        self.denominator = denominator
+        self.shift = shift
+        self.chunk_size = chunk_size
+
+    def predictable(self, maskable: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Restrict ``maskable`` [B, L] to the tokens that some logits predict; call it before masking.
+
+        Under ``shift`` nothing predicts a row's first token, and with ``segment_ids`` (int64 [B, L], one number per
+        document of a packed row) no document's first token may be predicted from its neighbour.
+        """
+        if not self.shift:
+            return maskable
+        maskable = maskable.clone()
+        maskable[:, 0] = False
+        if segment_ids is not None:
+            maskable[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
+        return maskable
+
+    def __call__(
+        self, hidden: Tensor, head: Tensor, target_ids: Tensor, masked: Tensor, maskable: Tensor, t: Tensor
+    ) -> ObjectiveOutput:
+        """Compute the loss sums of one micro-batch.
+
+        Args:
+            hidden: [B, L, H], final hidden states.
+            head: [V, H], the output embedding.
+            target_ids: int64 [B, L].
+            masked: bool [B, L], the mask that was drawn, a part of ``maskable``.
+            maskable: bool [B, L], what could have been drawn, after :meth:`predictable`.
+            t: [B], noise levels.
+        """
+        batch_size, length = masked.shape
+        position = masked.flatten().nonzero().squeeze(1)
+        row = position // length
+        counts = maskable.sum(dim=1)
+        row_weight = self.weight(t)
+        if self.denominator == "sequence":
+            row_weight = row_weight / counts.clamp(min=1)
+        loss_sum, nll, correct = masked_linear_cross_entropy(
+            hidden.flatten(0, 1).index_select(0, position - int(self.shift)),
+            head,
+            target_ids.flatten().index_select(0, position),
+            row_weight.index_select(0, row),
+            self.chunk_size,
+        )
+
+        def per_row(values: Tensor) -> Tensor:
+            return torch.zeros(batch_size, dtype=nll.dtype, device=nll.device).index_add_(0, row, values.to(nll.dtype))
+
+        return ObjectiveOutput(
+            loss_sum=loss_sum,
+            denominator=self._denominator(masked, counts).to(nll.dtype),
+            nll=per_row(nll),
+            correct=per_row(correct),
+            masked=masked.sum(dim=1),
+            maskable=counts,
+        )
+
+    def _denominator(self, masked: Tensor, counts: Tensor) -> Tensor:
+        if self.denominator == "maskable":
+            return counts.sum()
+        if self.denominator == "masked":
+            return masked.sum()
+        if self.denominator == "sequence":
+            return (counts > 0).sum()
+        return torch.full((), masked.numel(), device=masked.device)
