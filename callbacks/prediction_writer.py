@@ -1,0 +1,38 @@
+"""Predictions as text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Appends what ``main.py predict`` generates to ``predictions-RANK.jsonl`` in the logger's folder, as it comes."""
+
+    def __init__(self) -> None:
+        super().__init__("batch")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new file."""
+        self.path = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions-{trainer.global_rank}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("")
+
+    def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *_: Any) -> None:
+        """Decode and append one batch."""
+        decode = trainer.datamodule.tokenizer.batch_decode  # type: ignore[attr-defined]
+        half = prediction["reference"].shape[1] // 2
+        columns = {
+            "prompt": decode(prediction["reference"][:, :half]),
+            "completion": decode(prediction["sequences"][:, half:]),
+            "reference": decode(prediction["reference"][:, half:]),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            for row in zip(*columns.values(), strict=True):
+                file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where they are."""
+        print(f"predictions are in {self.path}")

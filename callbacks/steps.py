@@ -1,0 +1,13 @@
+"""When callbacks act."""
+
+from lightning import Trainer
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether an optimizer step ends with this micro-batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def is_logging_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether metrics are written after this micro-batch: the only time a callback may wait for the device."""
+    return ends_step(trainer, batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0

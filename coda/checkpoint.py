@@ -1,0 +1,112 @@
+"""Self-contained checkpoints: a .ckpt carries the model's config and tokenizer, so weights never travel without them."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from coda.data.tokenizer import load_tokenizer
+from coda.model.configuration_coda import CoDAConfig
+from coda.model.modeling_coda import CoDALanguageModel, untie
+
+RECORD = "coda"  # the checkpoint's entry for what this module adds
+PREFIX = "backbone."  # the model's name inside the LightningModule
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def describe(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a checkpoint must record besides weights: the config, and the tokenizer's files as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
+    return {"config": model.config.to_dict(), "tokenizer": files}
+
+
+def load_model(source: str, **options: Any) -> tuple[CoDALanguageModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer from a ``.ckpt``, a folder or the Hugging Face hub.
+
+    Args:
+        source: Path or name.
+        **options: Passed on to transformers, for example ``attn_implementation`` and ``dtype``.
+
+    Raises:
+        ValueError: If nothing usable is there.
+    """
+    if source.endswith(".ckpt"):
+        checkpoint = read_checkpoint(source)
+        model = CoDALanguageModel._from_config(CoDAConfig.from_dict(checkpoint[RECORD]["config"]), **options)
+        load_weights(model, source, checkpoint)
+        return model, _tokenizer_from(checkpoint)
+    try:
+        return CoDALanguageModel.from_pretrained(source, **options), load_tokenizer(source)
+    except OSError as error:
+        raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a ``.ckpt`` of this project without loading its tensors into memory yet.
+
+    Raises:
+        ValueError: If the file is missing, cut short or not one of ours.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no checkpoint at {path!r}; give an existing .ckpt, an exported folder or a hub name")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path!r} is no readable checkpoint: {error}") from error
+    if RECORD not in checkpoint:
+        raise ValueError(f"{path!r} was not written by coda.module.DiffusionModule; export it and give the folder")
+    return dict(checkpoint)
+
+
+def load_weights(model: CoDALanguageModel, source: str, checkpoint: dict[str, Any] | None = None) -> None:
+    """Copy the weights of ``source`` (as in :func:`load_model`) into ``model``.
+
+    Raises:
+        ValueError: If they do not fit, naming the first weight that differs.
+    """
+    if source.endswith(".ckpt"):
+        weights = (checkpoint or read_checkpoint(source))["state_dict"]
+        weights = {key.removeprefix(PREFIX): value for key, value in weights.items() if key.startswith(PREFIX)}
+    else:
+        weights = load_model(source, dtype="float32")[0].state_dict()
+    own = model.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        if _shape(own, key) != _shape(weights, key):
+            raise ValueError(
+                f"the weights of {source!r} do not fit the model: {key} is {_shape(weights, key)} there and "
+                f"{_shape(own, key)} here; give model.backbone the size of that checkpoint"
+            )
+    if model.config.tie_word_embeddings and not torch.equal(weights[HEAD], weights[EMBEDDING]):
+        untie(model)
+    model.load_state_dict(weights)
+
+
+def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if ``source`` (as in :func:`load_model`) was trained with other token ids than ``tokenizer``'s."""
+    if source.endswith(".ckpt"):
+        theirs = _tokenizer_from(read_checkpoint(source)).get_vocab()
+    else:
+        theirs = AutoTokenizer.from_pretrained(source).get_vocab()
+    ours = tokenizer.get_vocab()
+    differing = sum(ours.get(token) != index for token, index in theirs.items())
+    if differing:
+        raise ValueError(
+            f"data.tokenizer does not fit {source!r}: {differing} of its {len(theirs)} tokens have other ids; "
+            "set data.tokenizer to the tokenizer of that model"
+        )
+
+
+def _tokenizer_from(checkpoint: dict[str, Any]) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in checkpoint[RECORD]["tokenizer"].items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return load_tokenizer(folder)
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> list[int] | str:
+    return list(weights[key].shape) if key in weights else "absent"

@@ -1,0 +1,88 @@
+"""The Lightning CLI of ``main.py``: what it adds to Lightning's own."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from callbacks import (
+    BoundReport,
+    DiffusionMonitor,
+    DiffusionProgressBar,
+    DiffusionSampling,
+    GradientNorm,
+    ModelExport,
+    PredictionWriter,
+    Throughput,
+)
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class CodaCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` over one YAML, with overlays.
+
+    The callbacks that have settings get a section of their own (``sampling``, ``checkpoint``, ``export``), so that an overlay
+    changes one setting of one of them; monitors without settings are always there. More go into ``trainer.callbacks``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        monitors = [
+            LearningRateMonitor("step"),
+            DiffusionMonitor(),
+            GradientNorm(),
+            Throughput(),
+            DiffusionProgressBar(),
+            BoundReport(),
+            PredictionWriter(),
+        ]
+        super().__init__(
+            *args,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            # The data modules deal out the rows themselves: a second sampler around theirs would shuffle validation.
+            trainer_defaults={"callbacks": monitors, "use_distributed_sampler": False},
+            save_config_kwargs={"overwrite": True},
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections of the configurable callbacks."""
+        parser.add_lightning_class_args(DiffusionSampling, "sampling")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelExport, "export")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{step}"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Look up bare config names in ``configs/`` before parsing."""
+        if args is None or isinstance(args, list):
+            args = find_configs(sys.argv[1:] if args is None else args)
+            self.config = parser.parse_args(args)
+        else:
+            super().parse_arguments(parser, args)
+
+
+def find_configs(args: list[str]) -> list[str]:
+    """Replace each ``--config NAME`` that is no file here by ``configs/NAME`` if that is one.
+
+    Raises:
+        SystemExit: If neither exists; the message lists what does.
+    """
+    found = list(args)
+    for i, arg in enumerate(found):
+        option, equals, value = arg.partition("=")
+        if option not in ("--config", "-c") or (not equals and i + 1 == len(found)):
+            continue
+        name = value if equals else found[i + 1]
+        if "\n" in name or name.lstrip().startswith("{") or Path(name).is_file():
+            continue
+        if not (CONFIGS / name).is_file():
+            known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+            sys.exit(f"error: --config {name} is neither a file here nor in {CONFIGS.name}/, which has {known}")
+        if equals:
+            found[i] = f"{option}={CONFIGS / name}"
+        else:
+            found[i + 1] = str(CONFIGS / name)
+    return found

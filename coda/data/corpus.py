@@ -1,0 +1,168 @@
+"""The LightningDataModule for pre-training and mid-training corpora."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from coda.files import default_cache
+from coda.data.packing import PackedRows, RowOrder
+from coda.data.sources import StandardLibrary, TextSource
+from coda.data.store import TokenStore, open_store
+from coda.data.tokenizer import load_tokenizer, open_trained_tokenizer
+
+
+class CorpusDataModule(L.LightningDataModule):
+    """Packed rows of text corpora, tokenised once and cached.
+
+    Batches are dicts of ``input_ids`` int64 [B, L], ``maskable`` bool [B, L] and, with ``segments``, ``segment_ids``
+    int64 [B, L].
+
+    Args:
+        sequence_length: L, tokens per row.
+        global_batch_size: Rows per optimizer step, over all ranks and accumulated micro-batches. The micro-batch of a
+            rank follows: global_batch_size / (ranks * trainer.accumulate_grad_batches).
+        sources: Corpora, concatenated; None is Python's standard library.
+        tokenizer: Folder or hub name; None trains a byte-level BPE on the sources, once.
+        vocab_size: Size of a tokenizer trained here.
+        segments: Keep attention and predictions inside documents.
+        val_fraction: Share of the documents held out for validation; 0 trains without.
+        num_workers: Processes that read rows; 0 reads in the training process, which memory-mapped rows allow.
+        cache_dir: Where tokenised corpora are kept; None is ``$CODA_CACHE`` or ``~/.cache/coda``.
+        seed: Of the order of rows.
+    """
+
+    def __init__(
+        self,
+        sequence_length: int,
+        global_batch_size: int,
+        sources: list[TextSource] | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int = 2048,
+        segments: bool = False,
+        val_fraction: float = 0.02,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if sequence_length < 2:
+            raise ValueError(f"data.sequence_length is {sequence_length}; a row needs at least 2 tokens")
+        if global_batch_size < 1:
+            raise ValueError(f"data.global_batch_size is {global_batch_size}; it needs at least 1 row")
+        if not 0.0 <= val_fraction < 1.0:
+            raise ValueError(f"data.val_fraction is {val_fraction}; hold out a share of at least 0 and below 1")
+        if sources is not None and not sources:
+            raise ValueError("data.sources is empty; list at least one corpus, or null for Python's standard library")
+        self.sequence_length = sequence_length
+        self.global_batch_size = global_batch_size
+        self.sources = sources if sources is not None else [StandardLibrary()]
+        self.tokenizer_path = tokenizer
+        self.vocab_size = vocab_size
+        self.segments = segments
+        self.val_fraction = val_fraction
+        self.num_workers = num_workers
+        self.cache = Path(cache_dir) if cache_dir is not None else default_cache()
+        self.seed = seed
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._store: TokenStore | None = None
+        self._resume = {"epoch": 0, "rows": 0}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a mask token; trained or loaded on first use."""
+        if self._tokenizer is None:
+            if self.tokenizer_path is not None:
+                self._tokenizer = load_tokenizer(self.tokenizer_path)
+            else:
+                self._tokenizer = open_trained_tokenizer(self.sources, self.vocab_size, self.cache)
+        return self._tokenizer
+
+    @property
+    def store(self) -> TokenStore:
+        """The tokenised corpus; written on first use."""
+        if self._store is None:
+            self._store = open_store(self.sources, self.tokenizer, self.val_fraction, self.cache)
+        return self._store
+
+    def prepare_data(self) -> None:
+        """Tokenise the corpus, on one process per node."""
+        self.store  # noqa: B018
+
+    def setup(self, stage: str) -> None:
+        """Check that the corpus fills at least one batch.
+
+        Raises:
+            ValueError: If it does not, or if the trainer would deal the rows out a second time.
+        """
+        assert self.trainer is not None
+        if self.trainer.world_size > 1 and getattr(self.trainer._accelerator_connector, "use_distributed_sampler", False):
+            raise ValueError("trainer.use_distributed_sampler is true, but the rows are already dealt out; set it to false")
+        for split, needed in (("train", stage == "fit"), ("val", self.val_fraction > 0)):
+            rows, stride = len(self.rows(split)), self.micro_batch * self.trainer.world_size
+            if needed and rows < stride:
+                tokens = self.store.manifest["tokens"][split]
+                raise ValueError(
+                    f"the {split} split has {tokens} tokens, {rows} rows of data.sequence_length {self.sequence_length}, "
+                    f"fewer than the {stride} rows of one batch; add text, shorten the rows or lower "
+                    f"data.global_batch_size{', or change data.val_fraction (0 for none)' if split == 'val' else ''}"
+                )
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows per rank and forward pass."""
+        assert self.trainer is not None
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if self.global_batch_size % parts:
+            raise ValueError(
+                f"data.global_batch_size is {self.global_batch_size}, which {self.trainer.world_size} ranks times "
+                f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} do not divide; change one of them"
+            )
+        return self.global_batch_size // parts
+
+    def rows(self, split: str) -> PackedRows:
+        """The packed rows of ``train`` or ``val``."""
+        return PackedRows(self.store, split, self.sequence_length, self.segments)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Rows in a new order each epoch."""
+        return self._loader("train", self.seed, self._resume["epoch"], self._resume["rows"])
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Held-out rows in order."""
+        return self._loader("val", None) if self.val_fraction > 0 else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The same rows as validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The same rows as validation."""
+        return self.val_dataloader()
+
+    def _loader(self, split: str, seed: int | None, epoch: int = 0, start: int = 0) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rows = self.rows(split)
+        order = RowOrder(
+            len(rows), self.micro_batch, self.trainer.global_rank, self.trainer.world_size, seed, epoch, start
+        )
+        return DataLoader(
+            rows,
+            self.micro_batch,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=True,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the order of rows training stands; independent of the number of ranks."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": self.trainer.current_epoch, "rows": batches * self.micro_batch * self.trainer.world_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from there."""
+        self._resume = dict(state_dict)

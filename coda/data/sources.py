@@ -1,0 +1,192 @@
+"""Sources of text: each yields documents and says what shaped them."""
+
+import gzip
+import json
+import sys
+import sysconfig
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from datasets import load_dataset
+
+TEXT_SUFFIXES = (".py", ".txt", ".md")
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+# Tests, vendored code and generated tables: not what a coder should learn to write.
+LIBRARY_EXCLUDED = frozenset(
+    "test tests idle_test site-packages dist-packages __pycache__ encodings pydoc_data lib2to3 ensurepip".split()
+)
+
+
+class TextSource(ABC):
+    """A corpus of text documents.
+
+    Args:
+        max_tokens: Read documents until this many tokens are taken; None reads all.
+    """
+
+    def __init__(self, max_tokens: int | None = None) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"{type(self).__name__}.max_tokens is {max_tokens}; take at least 1 token, or null for all")
+        self.max_tokens = max_tokens
+
+    @abstractmethod
+    def documents(self) -> Iterator[str]:
+        """Yield the documents, always in the same order.
+
+        Raises:
+            ValueError: For a missing or malformed file; the message names it.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that shapes the documents, as JSON: the key under which their tokens are cached."""
+
+
+class StandardLibrary(TextSource):
+    """Python's own standard library without its tests and tables: real code on any machine, with no download.
+
+    Args:
+        max_tokens: See :class:`TextSource`.
+    """
+
+    def __init__(self, max_tokens: int | None = None) -> None:
+        super().__init__(max_tokens)
+        self.root = Path(sysconfig.get_paths()["stdlib"])
+
+    def files(self) -> list[Path]:
+        """The library's source files, sorted."""
+        found = []
+        for path in sorted(self.root.rglob("*.py")):
+            parts = path.relative_to(self.root).parts
+            generated = parts[0].startswith(("_sysconfigdata", "config-"))
+            if not generated and not LIBRARY_EXCLUDED.intersection(parts[:-1]) and path.stat().st_size:
+                found.append(path)
+        if not found:
+            raise ValueError(f"no Python sources under {self.root}; give data.sources files of your own (TextFiles)")
+        return found
+
+    def documents(self) -> Iterator[str]:
+        """See :class:`TextSource`."""
+        for path in self.files():
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See :class:`TextSource`."""
+        return {"source": "StandardLibrary", "python": sys.version, "files": len(self.files())}
+
+
+class TextFiles(TextSource):
+    """Local files: ``.py``, ``.txt`` and ``.md`` are one document each, JSONL(.gz) and parquet one per record.
+
+    Args:
+        paths: Files, or folders that are searched through.
+        column: Field of the records that holds the text.
+        max_tokens: See :class:`TextSource`.
+    """
+
+    def __init__(self, paths: list[str], column: str = "text", max_tokens: int | None = None) -> None:
+        super().__init__(max_tokens)
+        self.paths = paths
+        self.column = column
+
+    def files(self) -> list[Path]:
+        """The files to read, folders expanded and sorted."""
+        suffixes = TEXT_SUFFIXES + RECORD_SUFFIXES
+        found: list[Path] = []
+        for path in map(Path, self.paths):
+            if path.is_dir():
+                found += sorted(file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file())
+            elif not path.is_file():
+                raise ValueError(f"TextFiles.paths names {path}, which does not exist; give a file or a folder")
+            elif not path.name.endswith(suffixes):
+                raise ValueError(f"TextFiles.paths names {path}; the formats are {', '.join(suffixes)}")
+            else:
+                found.append(path)
+        if not found:
+            raise ValueError(f"TextFiles.paths {self.paths} holds no file that ends in {', '.join(suffixes)}")
+        return found
+
+    def documents(self) -> Iterator[str]:
+        """See :class:`TextSource`."""
+        for path in self.files():
+            if path.name.endswith(TEXT_SUFFIXES):
+                yield path.read_text(encoding="utf-8", errors="replace")
+            elif path.name.endswith(".parquet"):
+                yield from self._parquet(path)
+            else:
+                yield from self._json_lines(path)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See :class:`TextSource`."""
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
+        return {"source": "TextFiles", "column": self.column, "files": stats}
+
+    def _parquet(self, path: Path) -> Iterator[str]:
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        if self.column not in file.schema_arrow.names:
+            raise ValueError(f"{path} has no column {self.column!r}; set column to one of {file.schema_arrow.names}")
+        for batch in file.iter_batches(columns=[self.column]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+
+    def _json_lines(self, path: Path) -> Iterator[str]:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+                if not isinstance(record, dict) or not isinstance(record.get(self.column), str):
+                    raise ValueError(f"{path}, line {number}, has no text under {self.column!r}; set TextFiles.column")
+                yield record[self.column]
+
+
+class HubDataset(TextSource):
+    """A dataset of the Hugging Face hub, streamed.
+
+    Args:
+        path: Name, for example ``open-web-math/open-web-math``.
+        name: Configuration of the dataset.
+        split: Split.
+        column: Column that holds the text.
+        data_files: Which of its files to read; None reads all.
+        revision: Branch, tag or commit; pin it for a corpus that stays the same.
+        max_tokens: See :class:`TextSource`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        data_files: str | list[str] | None = None,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        super().__init__(max_tokens)
+        self.column = column
+        self.options = {"path": path, "name": name, "split": split, "data_files": data_files, "revision": revision}
+
+    def documents(self) -> Iterator[str]:
+        """See :class:`TextSource`."""
+        try:
+            rows = load_dataset(**self.options, streaming=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"HubDataset {self.options} cannot be opened: {error}") from error
+        for row in rows:
+            if self.column not in row:
+                raise ValueError(f"{self.options['path']} has no column {self.column!r}; set column to one of {list(row)}")
+            if row[self.column]:
+                yield row[self.column]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See :class:`TextSource`."""
+        return {"source": "HubDataset", "column": self.column, **self.options}

@@ -1,0 +1,29 @@
+"""The bidirectional Qwen3 and its sampler, and the ways to obtain one.
+
+``configuration_coda``, ``modeling_coda`` and ``generation_coda`` travel with exported checkpoints as their remote code: they
+import torch, transformers and each other only.
+"""
+
+from transformers import AutoConfig, AutoModel
+
+from coda.model.annealing import AttentionAnnealing, RandomAnnealing
+from coda.model.backbone import Backbone, PretrainedBackbone, ScratchBackbone
+from coda.model.configuration_coda import CoDAConfig
+from coda.model.generation_coda import CoDAGenerationConfig, CoDAGenerationOutput
+from coda.model.modeling_coda import CoDALanguageModel, CoDAOutput
+
+AutoConfig.register("CoDA", CoDAConfig)
+AutoModel.register(CoDAConfig, CoDALanguageModel)
+
+__all__ = [
+    "AttentionAnnealing",
+    "Backbone",
+    "CoDAConfig",
+    "CoDAGenerationConfig",
+    "CoDAGenerationOutput",
+    "CoDALanguageModel",
+    "CoDAOutput",
+    "PretrainedBackbone",
+    "RandomAnnealing",
+    "ScratchBackbone",
+]

@@ -1,0 +1,243 @@
+"""The LightningModule: wires backbone, masking, objective and optimizer."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights
+from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
+from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, PretrainedBackbone
+from coda.model.flops import training_flops
+from coda.model.modeling_coda import untie
+from coda.objective import DiffusionObjective, ObjectiveOutput
+from coda.optimization import LearningRateSchedule
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains a bidirectional Qwen3 by masked diffusion (arXiv 2510.03270).
+
+    Training masks with ``masking`` and minimises ``objective``. Validation is always the same quantity, whatever the
+    training: the likelihood bound of eq. 6 in nats per token, under random masking with fixed noise.
+
+    Args:
+        backbone: The model to train.
+        masking: How training batches are masked.
+        objective: Noise levels, loss weights and denominator; None is the plain likelihood bound.
+        optimizer: Called with parameter groups; vectors (norms) are exempt from weight decay.
+        lr_schedule: Learning rate over training, as multiples of the optimizer's; None keeps it constant.
+        init_from: Start from these weights alone (a .ckpt or an exported folder): how one stage follows another.
+        annealing: Restrict attention to the future early in training; None attends to both sides at once.
+        seed: Of noise levels and masks, which are a function of (seed, step, micro-batch, rank).
+    """
+
+    backbone: CoDALanguageModel
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        masking: MaskingStrategy,
+        objective: DiffusionObjective | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_schedule: LearningRateSchedule | None = None,
+        init_from: str | None = None,
+        annealing: AttentionAnnealing | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone_source = backbone
+        self.masking = masking
+        self.objective = objective if objective is not None else DiffusionObjective()
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.init_from = init_from
+        self.annealing = annealing
+        self.seed = seed
+        self.bound_masking = RandomMasking()
+        self.bound_objective = DiffusionObjective(shift=self.objective.shift, chunk_size=self.objective.chunk_size)
+        self.bound, self.accuracy = MeanMetric(), MeanMetric()
+        self._generator: torch.Generator | None = None
+        self._denominator: Tensor | None = None
+        self._batch_idx = 0
+
+    # Building
+
+    def configure_model(self) -> None:
+        """Build the backbone, once the data module has a tokenizer.
+
+        Raises:
+            ValueError: If data, tokenizer and model do not fit each other.
+        """
+        if hasattr(self, "backbone"):
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        resuming = self.trainer.ckpt_path is not None
+        pretrained = self.backbone_source.path if isinstance(self.backbone_source, PretrainedBackbone) else None
+        for source in filter(None, (pretrained, self.init_from)):
+            if not resuming:
+                check_tokenizer(source, data.tokenizer)
+        self.backbone = self.backbone_source.build(data.tokenizer, load_weights=not (resuming or self.init_from))
+        self.backbone.config.shift = self.objective.shift
+        if self.init_from and not resuming:
+            load_weights(self.backbone, self.init_from)
+        positions = self.backbone.config.max_position_embeddings
+        if data.sequence_length > positions:
+            raise ValueError(
+                f"data.sequence_length is {data.sequence_length}, but the model has {positions} positions; shorten the "
+                "rows or raise max_position_embeddings"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over matrices and vectors, and the schedule by optimizer step.
+
+        Raises:
+            ValueError: If a schedule is set but the length of training is not.
+        """
+        optimizer = self.optimizer(self._parameter_groups())
+        if self.lr_schedule is None:
+            return optimizer
+        total, schedule = self.trainer.estimated_stepping_batches, self.lr_schedule
+        scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> Iterable[Any]:
+        trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if parameter.ndim > 1]
+        vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+        return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Check that progress can be told. Raises ValueError if the length of training is not set."""
+        if self.trainer.estimated_stepping_batches == float("inf"):
+            raise ValueError("the length of training is not set; give trainer.max_steps (or trainer.max_epochs)")
+
+    @property
+    def progress(self) -> float:
+        """Share of optimizer steps done, in [0, 1]."""
+        return min(self.trainer.global_step / self.trainer.estimated_stepping_batches, 1.0)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Return the sum of weighted losses; :meth:`on_after_backward` divides once the whole global batch is summed."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        shard = micro * self.trainer.world_size + self.trainer.global_rank
+        shards = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        generator = self.seeded_generator(self.trainer.global_step, shard)
+        output, masked, t = self.diffuse(batch, self.masking, self.objective, generator, shard, shards)
+        self._batch_idx = batch_idx
+        self._denominator = output.denominator + (self._denominator if micro else 0)
+        loss = output.loss_sum.detach() / output.denominator.clamp(min=1)
+        self.log("train/loss", loss, batch_size=len(t))
+        report = replace(output, loss_sum=output.loss_sum.detach())
+        return {"loss": output.loss_sum, "output": report, "t": t, "applied": masked.applied}
+
+    def diffuse(
+        self,
+        batch: dict[str, Tensor],
+        masking: MaskingStrategy,
+        objective: DiffusionObjective,
+        generator: torch.Generator | None,
+        shard: int,
+        shards: int,
+    ) -> tuple[ObjectiveOutput, MaskedBatch, Tensor]:
+        """Draw noise levels and masks, run the model, and return the loss sums, what was masked, and t [B]."""
+        ids, segments = batch["input_ids"], batch.get("segment_ids")
+        rows, length = ids.shape
+        t = objective.time.sample(rows, shard=shard, num_shards=shards, device=ids.device, generator=generator)
+        training = self.training
+        masked = masking(
+            ids,
+            objective.predictable(batch["maskable"], segments),
+            t,
+            self.progress if training else 1.0,
+            mask_token_id=self.backbone.config.mask_token_id,
+            pad_token_id=self.backbone.config.pad_token_id,
+            generator=generator,
+        )
+        visible = None
+        if self.annealing is not None and training:
+            visible = self.annealing.visible(length, self.progress, ids.device, generator)
+        hidden = self.backbone(
+            masked.noisy_input_ids,
+            attention_mask=masked.attention_mask,
+            segment_ids=segments,
+            output_logits=False,
+            visible=visible,
+        ).last_hidden_state
+        head = self.backbone.lm_head.weight
+        output = objective(hidden, head, masked.target_ids, masked.masked, masked.maskable, t)
+        return output, masked, t
+
+    def on_after_backward(self) -> None:
+        """Before the optimizer steps, turn the summed gradient into that of the loss of the whole global batch.
+
+        The denominator is only known once all micro-batches of all ranks are masked. The Trainer divided the sum by the
+        number of micro-batches and the strategy by the number of ranks; both are undone here.
+        """
+        accumulated = self.trainer.accumulate_grad_batches
+        if (self._batch_idx + 1) % accumulated and not self.trainer.is_last_batch:
+            return
+        total = self.trainer.strategy.reduce(self._denominator, reduce_op="sum")
+        scale = accumulated * self.trainer.world_size / total.clamp(min=1)
+        gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+
+    # Evaluation
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add to the likelihood bound, ``val/bound`` in nats per token."""
+        self._evaluate("val", batch, batch_idx, sum(self.trainer.num_val_batches))
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add to the likelihood bound, ``test/bound`` in nats per token."""
+        self._evaluate("test", batch, batch_idx, sum(self.trainer.num_test_batches))
+
+    def _evaluate(self, stage: str, batch: dict[str, Tensor], batch_idx: int, batches: float) -> None:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        shard = batch_idx * world + rank
+        generator = self.seeded_generator(-1, shard)
+        output, _, _ = self.diffuse(
+            batch, self.bound_masking, self.bound_objective, generator, shard, max(int(batches), batch_idx + 1) * world
+        )
+        self.bound.update(output.loss_sum / output.denominator.clamp(min=1), output.denominator)
+        masked = output.masked.sum()
+        self.accuracy.update(output.correct.sum() / masked.clamp(min=1), masked)
+        self.log_dict({f"{stage}/bound": self.bound, f"{stage}/accuracy": self.accuracy}, on_epoch=True, on_step=False)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Write the second half of every row with the sampler; returns ``reference`` and ``sequences``, int64 [B, L]."""
+        ids = batch["input_ids"]
+        half = ids.shape[1] // 2
+        sequences = self.backbone.diffusion_generate(ids[:, :half], max_new_tokens=ids.shape[1] - half, seed=self.seed)
+        return {"reference": ids, "sequences": sequences}
+
+    def seeded_generator(self, step: int, shard: int) -> torch.Generator | None:
+        """The source of randomness for one micro-batch; None on devices without generators (XLA)."""
+        if self.device.type == "xla":
+            return None
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device)
+        return self._generator.manual_seed(hash((self.seed, step, shard)) % 2**63)
+
+    # What monitors and checkpoints ask for
+
+    def flops(self, rows: int, length: int) -> float:
+        """Expected FLOPs of a training step over ``rows`` rows of ``length`` tokens, half of which are masked."""
+        return training_flops(self.backbone.config, rows, length, predicted=0.5 * rows * length)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record config and tokenizer beside the weights."""
+        checkpoint[RECORD] = describe(self.backbone, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the output head its own weights if those of the checkpoint are."""
+        if not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
+            untie(self.backbone)
+
