@@ -30,7 +30,7 @@ class Throughput(Callback):
         """Start the clock."""
         device = trainer.strategy.root_device
         peak = get_available_flops(device, _compute_dtype(trainer)) if device.type == "cuda" else None
-        self.window = Window(available_flops=peak, world_size=trainer.world_size, window_size=10)
+        self.window = Window(available_flops=peak, world_size=trainer.world_size, window_size=2)
         self.clock = time.perf_counter()
 
     def on_train_batch_end(

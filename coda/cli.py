@@ -34,7 +34,6 @@ class CodaCLI(LightningCLI):
             DiffusionMonitor(),
             GradientNorm(),
             Throughput(),
-            DiffusionProgressBar(),
             BoundReport(),
             PredictionWriter(),
         ]
@@ -54,6 +53,11 @@ class CodaCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ModelExport, "export")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{step}"})
+
+    def before_instantiate_classes(self) -> None:
+        """Add the progress bar unless ``trainer.enable_progress_bar`` is false."""
+        if self.config[self.config.subcommand].trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(DiffusionProgressBar())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look up bare config names in ``configs/`` before parsing."""

@@ -3,6 +3,7 @@
 ``python -m coda.export --checkpoint X.ckpt --output DIR``
 """
 
+import sys
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -38,4 +39,7 @@ def main(checkpoint: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    try:
+        auto_cli(main, as_positional=False)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

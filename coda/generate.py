@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ActionYesNo, ArgumentParser
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextDiffusionStreamer
 
@@ -105,7 +105,10 @@ def main(
 
 
 if __name__ == "__main__":
+    parser = ArgumentParser(prog="python -m coda.generate", description="Generate code with a diffusion language model.")
+    parser.add_function_arguments(main, as_positional=False, skip={"stream"})
+    parser.add_argument("--stream", action=ActionYesNo, default=False, help="show the drafts as they form")
     try:
-        auto_cli(main)
+        main(**parser.parse_args().as_dict())
     except ValueError as error:
         sys.exit(f"error: {error}")

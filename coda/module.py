@@ -150,8 +150,11 @@ class DiffusionModule(L.LightningModule):
         """Draw noise levels and masks, run the model, and return the loss sums, what was masked, and t [B]."""
         ids, segments = batch["input_ids"], batch.get("segment_ids")
         rows, length = ids.shape
-        t = objective.time.sample(rows, shard=shard, num_shards=shards, device=ids.device, generator=generator)
         training = self.training
+        rotation = hash((self.seed, self.trainer.global_step)) if training else 0
+        t = objective.time.sample(
+            rows, shard=shard, num_shards=shards, rotation=rotation, device=ids.device, generator=generator
+        )
         masked = masking(
             ids,
             objective.predictable(batch["maskable"], segments),

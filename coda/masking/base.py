@@ -96,7 +96,7 @@ class MaskingStrategy(ABC):
             t: float [B] in (0, 1], the masking probability of each row.
             progress: Share of training done, in [0, 1]: a float, or on XLA a float tensor of shape [1].
             mask_token_id: Id of the absorbing state.
-            pad_token_id: Id of padding; needed only by strategies that truncate.
+            pad_token_id: Id of padding; needed only by strategies that can truncate.
             generator: Seeded generator on the device of ``input_ids``, for reproducible masks.
         """
         draft = Draft(input_ids, maskable, torch.ones_like(input_ids[:, :1]), generator)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Rows of logits held at once: on a CPU a chunk should stay near the caches, on an accelerator it must fill the device.
 CPU_CHUNK_SIZE = 128
@@ -37,8 +38,13 @@ def masked_linear_cross_entropy(
 
     Returns:
         The weighted sum (a differentiable scalar), and for monitoring each token's loss in nats [N] and a bool [N],
-        whether the target was the most probable token.
+        whether no other token was more probable than the target.
+
+    Raises:
+        ValueError: If ``chunk_size`` is below 1.
     """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; hold at least 1 row of logits, or None to choose by device")
     if chunk_size is None:
         chunk_size = CPU_CHUNK_SIZE if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_SIZE
     device_type = hidden.device.type
@@ -96,6 +102,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         return (nll * token_weight).sum(), nll, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("masked_linear_cross_entropy gives its gradients once; call it again for a second backward")

@@ -21,7 +21,7 @@ class ObjectiveOutput:
         loss_sum: Scalar, the weighted sum of the masked tokens' losses in nats; differentiable.
         denominator: Scalar, what ``loss_sum`` is divided by once both are summed over the global batch.
         nll: [B], unweighted sum of the losses of each row's masked tokens, in nats.
-        correct: [B], how many of them were predicted right by the most probable token.
+        correct: [B], for how many of them no other token was more probable.
         masked: [B], how many there are.
         maskable: [B], how many there could have been.
     """
@@ -89,11 +89,13 @@ class DiffusionObjective:
             hidden: [B, L, H], final hidden states.
             head: [V, H], the output embedding.
             target_ids: int64 [B, L].
-            masked: bool [B, L], the mask that was drawn, a part of ``maskable``.
+            masked: bool [B, L], the mask that was drawn, a part of ``maskable``. Under ``shift`` a row's first token is
+                never scored.
             maskable: bool [B, L], what could have been drawn, after :meth:`predictable`.
             t: [B], noise levels.
         """
         batch_size, length = masked.shape
+        masked = self.predictable(masked)
         position = masked.flatten().nonzero().squeeze(1)
         row = position // length
         counts = maskable.sum(dim=1)

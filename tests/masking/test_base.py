@@ -1,4 +1,4 @@
-"""The rate claim of every strategy: a token that may be masked is masked with probability exactly t, wherever it stands.
+"""The rate claim of every strategy: a maskable token is masked with probability exactly t, wherever it stands.
 
 Rows are independent, so a column's count of masked tokens is binomial; all bounds are 5 sigma of that binomial.
 """

@@ -1,7 +1,7 @@
 """S3: whole spans are masked together (their rate is checked in test_base.py). Bounds are 5 sigma of a binomial.
 
-With a span length of k, a row's runs of masked or of clean tokens have lengths that are multiples of k, but for the first
-and the last run, which the row's edges cut. The greatest common divisor of the inner runs hence tells k.
+With a span length of k, a row's runs of masked or of clean tokens have lengths that are multiples of k, but for the
+first and the last run, which the row's edges cut. The greatest common divisor of the inner runs hence tells k.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the interface promises for every strategy: outputs that agree with each other, untouched inputs, seeds, devices."""
+"""What the interface promises for every strategy: outputs that agree, untouched inputs, seeds, no host sync, memory."""
 
 from collections.abc import Callable
 from dataclasses import fields

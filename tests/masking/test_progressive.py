@@ -1,4 +1,4 @@
-"""The composition of S1, S2 and S3: literal, disjoint or independent shares. Bounds are 5 sigma of a binomial over rows."""
+"""The composition of S1, S2 and S3: literal shares, disjoint or independent. Bounds are 5 sigma of a binomial."""
 
 import numpy as np
 import pytest

@@ -87,6 +87,13 @@ def test_without_gradients_only_the_logits_are_computed(no_grad: Any) -> None:
     assert len(recorder.products) == chunks
 
 
+def test_without_gradients_none_is_computed_for_inputs_that_want_them() -> None:
+    hidden, head = torch.randn(8, HIDDEN, requires_grad=True), torch.randn(VOCAB, HIDDEN, requires_grad=True)
+    with Recorder() as recorder, torch.no_grad():
+        masked_linear_cross_entropy(hidden, head, torch.zeros(8, dtype=torch.long), torch.ones(8), chunk_size=8)
+    assert recorder.products == [(8, VOCAB)]
+
+
 @pytest.mark.parametrize(("learned", "products"), [((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)])
 def test_no_gradient_is_computed_for_frozen_inputs(learned: tuple[int, ...], products: int) -> None:
     inputs = [torch.randn(8, HIDDEN), torch.randn(VOCAB, HIDDEN)]

@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# Which torch to install first. On a machine without a GPU, the small CPU build:
+#   make quickstart PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+.PHONY: help setup quickstart test lint format bench tensorboard clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## install everything into .venv
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q $(PIP_ARGS) "$(TORCH)"
+	$(VENV)/bin/python -m pip install -q -e ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/.ready ## train a small diffusion coder on real code, then fill in a function body with it
+	$(VENV)/bin/python main.py fit --config configs/quickstart.yaml
+	$(VENV)/bin/python -m coda.generate --model $$(ls -td runs/quickstart/*/export | head -1) \
+		--prompt 'def __init__(self, name):\n' --suffix '\n        return self' --max_new_tokens 16
+
+test: $(VENV)/.ready ## run all tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.ready ## ruff and the type checker
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.ready ## let ruff format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.ready ## measure speed and memory; prints the tables of benchmarks/RESULTS.md
+	$(VENV)/bin/python -m benchmarks.training_step
+	$(VENV)/bin/python -m benchmarks.masking
+
+tensorboard: $(VENV)/.ready ## watch the curves and samples of all runs
+	$(VENV)/bin/tensorboard --logdir runs
+
+clean: ## remove the environment and caches of tools, not runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
