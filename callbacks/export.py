@@ -22,9 +22,10 @@ class ModelExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export on the first process."""
+        log_dir = trainer.log_dir  # on every process: the first one tells it to the others
         if not self.enabled or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        output = base = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "export")
+        output = base = Path(self.folder or Path(log_dir or trainer.default_root_dir) / "export")
         number = 1
         while output.exists():
             number += 1

@@ -32,7 +32,8 @@ class NoiseLevelStatistics(Metric):
 
     def update(self, output: ObjectiveOutput, t: Tensor, applied: dict[str, Tensor]) -> None:
         """Add a micro-batch: its loss sums, noise levels [B] and the rows [B] each strategy was applied to."""
-        bucket = torch.nn.functional.one_hot((t * BUCKETS).long().clamp(max=BUCKETS - 1), BUCKETS)
+        levels = torch.arange(BUCKETS, device=t.device)
+        bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)[:, None] == levels
         none = torch.zeros_like(t, dtype=torch.bool)
         flags = [applied.get(name, none) for name in STRATEGIES]
         plain = ~torch.stack(flags).any(dim=0)
@@ -51,17 +52,22 @@ class DiffusionMonitor(Callback):
     """Logs, on logging steps, the mean over all steps since the last one.
 
     - ``noise/loss_t0.0-0.2`` ...: nats per masked token and ``noise/accuracy_...`` by noise level;
-    - ``strategy/loss_S1`` ...: the same by masking strategy (``plain``: none), and ``strategy/share_S1``: share of rows;
-    - ``schedule/S1`` ...: the share that the schedule asks for;
+    - ``strategy/loss_S1`` ...: the same by masking strategy (``plain``: none);
+    - ``strategy/share_S1`` ...: share of rows, and ``schedule/S1`` ...: the share that the schedule asks for;
     - ``mask_rate/realised`` and ``mask_rate/requested``: share of maskable tokens that are masked.
     """
 
     def __init__(self) -> None:
         self.statistics = NoiseLevelStatistics()
+        self.progress = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the sums where the model is."""
         self.statistics.to(pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the progress that the step is masked with: once it is done, the module's is the next step's."""
+        self.progress = pl_module.progress  # type: ignore[assignment]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,7 +78,7 @@ class DiffusionMonitor(Callback):
             sums = self.statistics.compute().cpu()
             self.statistics.reset()
             schedules = pl_module.masking.schedules()  # type: ignore[union-attr, operator]
-            values = {f"schedule/{name}": schedule(pl_module.progress) for name, schedule in schedules.items()}
+            values = {f"schedule/{name}": schedule(self.progress) for name, schedule in schedules.items()}
             pl_module.log_dict({**values, **summarise(sums)})
 
 

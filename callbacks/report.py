@@ -5,7 +5,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 
 class BoundReport(Callback):
-    """Prints, after training, the held-out bound beside the corpus's unigram entropy: what a model gains from context."""
+    """Prints, after training, the held-out bound and the corpus's unigram entropy: what a model gains from context."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print both and their difference."""

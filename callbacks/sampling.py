@@ -1,6 +1,8 @@
 """Periodic diffusion sampling: what the model writes, while it learns."""
 
 import ast
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from callbacks.steps import ends_step
 from callbacks.throughput import paused
 from coda.generate import build_canvas, text_of
+from coda.model import CoDAGenerationConfig
 
 # (name, prompt, suffix): a prefix to continue, spans to fill in, and nothing at all.
 PROMPTS = [
@@ -26,8 +29,8 @@ PROMPTS = [
 class DiffusionSampling(Callback):
     """Decodes fixed prompts with the real sampler and logs what comes out.
 
-    Logs the samples as text, the denoising history of the first one, ``samples/parses`` (share that is valid Python) and
-    ``samples/infilling_exact_match`` (share of held-out spans that are restored token by token).
+    Logs the samples as text, the denoising history of the first one, ``samples/parses`` (share that is valid Python)
+    and ``samples/infilling_exact_match`` (share of held-out spans that are restored token by token).
 
     Args:
         every_n_steps: Optimizer steps between samplings; 0 samples at validation only.
@@ -66,6 +69,27 @@ class DiffusionSampling(Callback):
         self.exact_match_rows = exact_match_rows
         self.exact_match_span = exact_match_span
         self.settings = {"steps": steps, "alg": alg, "temperature": temperature, "top_p": top_p, "seed": seed}
+        CoDAGenerationConfig(**self.settings).validate()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out before the first step, not at the first sampling, what cannot be decoded.
+
+        Raises:
+            ValueError: If a sample does not fit the model, or a span to fill in the rows.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        positions = int(pl_module.backbone.config.max_position_embeddings)  # type: ignore[arg-type, union-attr]
+        longest = max(ids.shape[1] for _, _, _, ids, _ in self._canvases(data.tokenizer))
+        if longest > positions:
+            raise ValueError(
+                f"sampling.max_new_tokens is {self.max_new_tokens}, which takes {longest} positions with the longest "
+                f"prompt, but the model has {positions}; lower it"
+            )
+        if self.exact_match_rows and not 1 <= self.exact_match_span <= data.sequence_length - 2:
+            raise ValueError(
+                f"sampling.exact_match_span is {self.exact_match_span}; it must be at least 1 and leave a token of "
+                f"the row (data.sequence_length {data.sequence_length}) on either side"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -87,7 +111,7 @@ class DiffusionSampling(Callback):
         pl_module.eval()
         texts, history = self._texts(pl_module, tokenizer)
         scores = {"samples/parses": sum(parses(text) for text in texts.values()) / len(texts)}
-        if self.exact_match_rows:
+        if min(self.exact_match_rows, len(trainer.datamodule.rows("val"))) > 0:  # type: ignore[attr-defined]
             scores["samples/infilling_exact_match"] = self._exact_match(trainer, pl_module)
         pl_module.train(training)
         for logger in trainer.loggers:
@@ -98,13 +122,16 @@ class DiffusionSampling(Callback):
                     markdown = "\n".join(f"    {line}" for line in text.splitlines())
                     logger.experiment.add_text(f"samples/{name}", markdown, trainer.global_step)
 
-    def _texts(self, pl_module: LightningModule, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, str], str]:
-        texts, history = {}, ""
+    def _canvases(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, str, Tensor, slice]]:
         for number, (kind, prompt, suffix) in enumerate(PROMPTS):
             masks = self.max_new_tokens // 4 if kind == "infilling" else self.max_new_tokens
-            ids, gap = build_canvas(tokenizer, prompt, suffix, max(masks, 1))
+            yield f"{kind}_{number}", prompt, suffix, *build_canvas(tokenizer, prompt, suffix, max(masks, 1))
+
+    def _texts(self, pl_module: LightningModule, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, str], str]:
+        texts, history = {}, ""
+        for name, prompt, suffix, ids, gap in self._canvases(tokenizer):
             output = self._decode(pl_module, ids, output_history=not history, return_dict_in_generate=True)
-            texts[f"{kind}_{number}"] = prompt + text_of(tokenizer, output.sequences[0, gap]) + suffix
+            texts[name] = prompt + text_of(tokenizer, output.sequences[0, gap]) + suffix
             history = history or self._frames(tokenizer, output.history)
         return texts, history
 
@@ -119,14 +146,11 @@ class DiffusionSampling(Callback):
     def _exact_match(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """Mask a span in the middle of held-out rows and count the rows that come back whole."""
         rows = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
-        count = min(self.exact_match_rows, len(rows))
-        if count == 0:
-            return 0.0
-        truth = torch.stack([rows[i]["input_ids"] for i in range(count)])
+        truth = torch.stack([rows[i]["input_ids"] for i in range(min(self.exact_match_rows, len(rows)))])
         start = (truth.shape[1] - self.exact_match_span) // 2
         span = slice(start, start + self.exact_match_span)
         ids = truth.clone()
-        ids[:, span] = pl_module.backbone.config.mask_token_id  # type: ignore[union-attr]
+        ids[:, span] = pl_module.backbone.config.mask_token_id  # type: ignore[assignment, union-attr]
         sequences = self._decode(pl_module, ids, temperature=0.0, return_dict_in_generate=True).sequences.cpu()
         return float((sequences[:, span] == truth[:, span]).all(dim=1).float().mean())
 
@@ -139,8 +163,9 @@ def parses(text: str) -> bool:
     """Whether ``text`` is valid Python, up to its last complete line if it stops in the middle of one."""
     for candidate in (text, text.rpartition("\n")[0]):
         try:
-            ast.parse(candidate)
-        except (SyntaxError, ValueError):
+            with warnings.catch_warnings(action="ignore"):
+                ast.parse(candidate)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for thousands of nested operators
             continue
         return bool(candidate.strip())
     return False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -42,7 +43,7 @@ def load_model(source: str, **options: Any) -> tuple[CoDALanguageModel, PreTrain
         return model, _tokenizer_from(checkpoint)
     try:
         return CoDALanguageModel.from_pretrained(source, **options), load_tokenizer(source)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
 
 
@@ -58,7 +59,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path!r} is no readable checkpoint: {error}") from error
-    if RECORD not in checkpoint:
+    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path!r} was not written by coda.module.DiffusionModule; export it and give the folder")
     return dict(checkpoint)
 
@@ -91,7 +92,12 @@ def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if source.endswith(".ckpt"):
         theirs = _tokenizer_from(read_checkpoint(source)).get_vocab()
     else:
-        theirs = AutoTokenizer.from_pretrained(source).get_vocab()
+        try:
+            theirs = AutoTokenizer.from_pretrained(source).get_vocab()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer at {source!r}; give a .ckpt, an exported folder or a hub name ({error})"
+            ) from error
     ours = tokenizer.get_vocab()
     differing = sum(ours.get(token) != index for token, index in theirs.items())
     if differing:

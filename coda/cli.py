@@ -56,7 +56,8 @@ class CodaCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Add the progress bar unless ``trainer.enable_progress_bar`` is false."""
-        if self.config[self.config.subcommand].trainer.enable_progress_bar is not False:
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(DiffusionProgressBar())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -1,4 +1,4 @@
-"""From corpora to packed batches of tokens: sources, tokenizer, the token store, packing and the LightningDataModules."""
+"""From corpora to packed batches of tokens: sources, tokenizer, token store, packing and the LightningDataModules."""
 
 from coda.data.corpus import CorpusDataModule
 from coda.data.sources import HubDataset, StandardLibrary, TextFiles, TextSource

@@ -7,11 +7,11 @@ import lightning as L
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from coda.files import default_cache
 from coda.data.packing import PackedRows, RowOrder
 from coda.data.sources import StandardLibrary, TextSource
 from coda.data.store import TokenStore, open_store
 from coda.data.tokenizer import load_tokenizer, open_trained_tokenizer
+from coda.files import default_cache
 
 
 class CorpusDataModule(L.LightningDataModule):
@@ -58,7 +58,7 @@ class CorpusDataModule(L.LightningDataModule):
             raise ValueError("data.sources is empty; list at least one corpus, or null for Python's standard library")
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
-        self.sources = sources if sources is not None else [StandardLibrary()]
+        self.sources: list[TextSource] = [StandardLibrary()] if sources is None else sources
         self.tokenizer_path = tokenizer
         self.vocab_size = vocab_size
         self.segments = segments
@@ -68,7 +68,7 @@ class CorpusDataModule(L.LightningDataModule):
         self.seed = seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._store: TokenStore | None = None
-        self._resume = {"epoch": 0, "rows": 0}
+        self._resume = {"epoch": 0, "start": 0}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -98,16 +98,21 @@ class CorpusDataModule(L.LightningDataModule):
             ValueError: If it does not, or if the trainer would deal the rows out a second time.
         """
         assert self.trainer is not None
-        if self.trainer.world_size > 1 and getattr(self.trainer._accelerator_connector, "use_distributed_sampler", False):
-            raise ValueError("trainer.use_distributed_sampler is true, but the rows are already dealt out; set it to false")
-        for split, needed in (("train", stage == "fit"), ("val", self.val_fraction > 0)):
-            rows, stride = len(self.rows(split)), self.micro_batch * self.trainer.world_size
-            if needed and rows < stride:
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler is true, but the rows are dealt out already; set it to false"
+            )
+        train = self.global_batch_size if stage == "fit" else 0
+        val = self.micro_batch * self.trainer.world_size if self.val_fraction > 0 else 0
+        for split, needed in (("train", train), ("val", val)):
+            rows = len(self.rows(split))
+            if rows < needed:
                 tokens = self.store.manifest["tokens"][split]
+                also = ", or change data.val_fraction (0 for none)" if split == "val" else ""
                 raise ValueError(
-                    f"the {split} split has {tokens} tokens, {rows} rows of data.sequence_length {self.sequence_length}, "
-                    f"fewer than the {stride} rows of one batch; add text, shorten the rows or lower "
-                    f"data.global_batch_size{', or change data.val_fraction (0 for none)' if split == 'val' else ''}"
+                    f"the {split} split has {tokens} tokens, {rows} rows of data.sequence_length "
+                    f"{self.sequence_length}, fewer than the {needed} rows of one batch; add text, shorten the rows or "
+                    f"lower data.global_batch_size{also}"
                 )
 
     @property
@@ -118,7 +123,7 @@ class CorpusDataModule(L.LightningDataModule):
         if self.global_batch_size % parts:
             raise ValueError(
                 f"data.global_batch_size is {self.global_batch_size}, which {self.trainer.world_size} ranks times "
-                f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} do not divide; change one of them"
+                f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} do not divide; change either"
             )
         return self.global_batch_size // parts
 
@@ -128,11 +133,12 @@ class CorpusDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a new order each epoch."""
-        return self._loader("train", self.seed, self._resume["epoch"], self._resume["rows"])
+        assert self.trainer is not None
+        return self._loader("train", seed=self.seed, accumulate=self.trainer.accumulate_grad_batches, **self._resume)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Held-out rows in order."""
-        return self._loader("val", None) if self.val_fraction > 0 else []
+        return self._loader("val", seed=None) if self.val_fraction > 0 else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The same rows as validation."""
@@ -142,19 +148,17 @@ class CorpusDataModule(L.LightningDataModule):
         """The same rows as validation."""
         return self.val_dataloader()
 
-    def _loader(self, split: str, seed: int | None, epoch: int = 0, start: int = 0) -> DataLoader[Any]:
+    def _loader(self, split: str, **order: Any) -> DataLoader[Any]:
         assert self.trainer is not None
         rows = self.rows(split)
-        order = RowOrder(
-            len(rows), self.micro_batch, self.trainer.global_rank, self.trainer.world_size, seed, epoch, start
-        )
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
             rows,
             self.micro_batch,
-            sampler=order,
+            sampler=RowOrder(len(rows), self.micro_batch, rank, world_size, **order),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=True,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -165,4 +169,4 @@ class CorpusDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from there."""
-        self._resume = dict(state_dict)
+        self._resume = {"epoch": state_dict["epoch"], "start": state_dict["rows"]}

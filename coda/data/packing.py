@@ -50,7 +50,7 @@ class RowOrder(Sampler[int]):
     """The rows one rank reads in one epoch: a pure function of (seed, epoch, rank), resumable at any sample.
 
     Every epoch is a new permutation of all rows, cut into global batches, each of which is dealt out to the ranks. The
-    order of global batches is therefore the same for any number of ranks.
+    order of global batches is therefore the same for any number of ranks and of accumulated micro-batches.
 
     Args:
         rows: Rows in the split.
@@ -60,12 +60,22 @@ class RowOrder(Sampler[int]):
         seed: Of the permutations; None keeps the rows in order.
         epoch: Epoch to start in.
         start: Rows of that epoch, over all ranks, that were already read.
+        accumulate: Micro-batches per optimizer step; an incomplete last step is left out.
     """
 
     def __init__(
-        self, rows: int, micro_batch: int, rank: int, world_size: int, seed: int | None, epoch: int = 0, start: int = 0
+        self,
+        rows: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int | None,
+        epoch: int = 0,
+        start: int = 0,
+        accumulate: int = 1,
     ) -> None:
         self.stride = micro_batch * world_size
+        self.batches = rows // (self.stride * accumulate) * accumulate
         self.micro_batch = micro_batch
         self.rank = rank
         self.rows = rows
@@ -74,7 +84,7 @@ class RowOrder(Sampler[int]):
         self.start = start
 
     def __len__(self) -> int:
-        return self.rows // self.stride * self.micro_batch
+        return self.batches * self.micro_batch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -86,6 +96,6 @@ class RowOrder(Sampler[int]):
         if self.seed is not None:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
         first = self.start // self.stride
-        for batch in range(first, self.rows // self.stride):
+        for batch in range(first, self.batches):
             offset = batch * self.stride + self.rank * self.micro_batch
             yield from order[offset : offset + self.micro_batch].tolist()

@@ -1,9 +1,11 @@
 """Sources of text: each yields documents and says what shaped them."""
 
 import gzip
+import io
 import json
 import sys
 import sysconfig
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ TEXT_SUFFIXES = (".py", ".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Tests, vendored code and generated tables: not what a coder should learn to write.
 LIBRARY_EXCLUDED = frozenset(
-    "test tests idle_test site-packages dist-packages __pycache__ encodings pydoc_data lib2to3 ensurepip".split()
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    | {"encodings", "pydoc_data", "lib2to3", "ensurepip"}
 )
 
 
@@ -29,7 +32,7 @@ class TextSource(ABC):
 
     def __init__(self, max_tokens: int | None = None) -> None:
         if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"{type(self).__name__}.max_tokens is {max_tokens}; take at least 1 token, or null for all")
+            raise ValueError(f"{type(self).__name__}.max_tokens is {max_tokens}; take at least 1, or null for all")
         self.max_tokens = max_tokens
 
     @abstractmethod
@@ -112,12 +115,15 @@ class TextFiles(TextSource):
     def documents(self) -> Iterator[str]:
         """See :class:`TextSource`."""
         for path in self.files():
-            if path.name.endswith(TEXT_SUFFIXES):
-                yield path.read_text(encoding="utf-8", errors="replace")
-            elif path.name.endswith(".parquet"):
-                yield from self._parquet(path)
-            else:
-                yield from self._json_lines(path)
+            try:
+                if path.name.endswith(TEXT_SUFFIXES):
+                    yield path.read_text(encoding="utf-8-sig", errors="replace")
+                elif path.name.endswith(".parquet"):
+                    yield from self._parquet(path)
+                else:
+                    yield from self._json_lines(path)
+            except (OSError, EOFError, zlib.error, UnicodeDecodeError, pyarrow.ArrowException) as error:
+                raise ValueError(f"TextFiles.paths names {path}, which cannot be read: {reason(error)}") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """See :class:`TextSource`."""
@@ -125,27 +131,26 @@ class TextFiles(TextSource):
         return {"source": "TextFiles", "column": self.column, "files": stats}
 
     def _parquet(self, path: Path) -> Iterator[str]:
-        try:
-            file = pyarrow.parquet.ParquetFile(path)
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        file = pyarrow.parquet.ParquetFile(path)
         if self.column not in file.schema_arrow.names:
             raise ValueError(f"{path} has no column {self.column!r}; set column to one of {file.schema_arrow.names}")
         for batch in file.iter_batches(columns=[self.column]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+            for record in batch.to_pylist():
+                if text := text_under(self.column, record, str(path)):
+                    yield text
 
     def _json_lines(self, path: Path) -> Iterator[str]:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
-                if not isinstance(record, dict) or not isinstance(record.get(self.column), str):
-                    raise ValueError(f"{path}, line {number}, has no text under {self.column!r}; set TextFiles.column")
-                yield record[self.column]
+                if text := text_under(self.column, record, f"{path}, line {number},"):
+                    # JSON can escape half a surrogate pair, which is no character and has no bytes.
+                    yield text.encode("utf-8", "replace").decode("utf-8")
 
 
 class HubDataset(TextSource):
@@ -177,16 +182,38 @@ class HubDataset(TextSource):
 
     def documents(self) -> Iterator[str]:
         """See :class:`TextSource`."""
-        try:
-            rows = load_dataset(**self.options, streaming=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"HubDataset {self.options} cannot be opened: {error}") from error
-        for row in rows:
-            if self.column not in row:
-                raise ValueError(f"{self.options['path']} has no column {self.column!r}; set column to one of {list(row)}")
-            if row[self.column]:
-                yield row[self.column]
+        for row in self._rows():
+            if text := text_under(self.column, row, f"HubDataset {self.options['path']}"):
+                yield text
 
     def fingerprint(self) -> dict[str, Any]:
         """See :class:`TextSource`."""
         return {"source": "HubDataset", "column": self.column, **self.options}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from load_dataset(**self.options, streaming=True)
+        except (OSError, ValueError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+            raise ValueError(f"HubDataset({given}) cannot be read: {reason(error)}") from error
+
+
+def text_under(column: str, record: Any, where: str) -> str:
+    """The text of a record of ``where``; empty if there is none.
+
+    Raises:
+        ValueError: If the record has no such column, or something else than text in it.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} has no columns but a bare {type(record).__name__}; write objects with a {column!r}")
+    if column not in record:
+        raise ValueError(f"{where} has no column {column!r}; set column to one of {list(record)}")
+    if not isinstance(record[column], str | None):
+        kind = type(record[column]).__name__
+        raise ValueError(f"{where} has no text under {column!r} but a value of type {kind}; set column to another one")
+    return record[column] or ""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error from a library, to be told as part of a sentence."""
+    return str(error).strip().partition("\n")[0]

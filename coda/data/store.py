@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from coda.files import cache_key, new_folder
 from coda.data.sources import TextSource
 from coda.data.tokenizer import separator_id, tokenizer_fingerprint
+from coda.files import cache_key, new_folder
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -46,7 +46,8 @@ class TokenStore:
 
     def ends(self, split: str) -> np.ndarray:
         """For each document of a split the index behind its last token (its separator), int64, memory-mapped."""
-        return np.load(self.folder / f"{split}.ends.npy", mmap_mode="r")
+        ends: np.ndarray = np.load(self.folder / f"{split}.ends.npy", mmap_mode="r")
+        return ends
 
     @property
     def unigram_entropy(self) -> float:
@@ -108,9 +109,7 @@ def _write(folder: Path, sources: list[TextSource], tokenizer: PreTrainedTokeniz
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
 
 
-def _tokenised(
-    sources: list[TextSource], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tokenised(sources: list[TextSource], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each document with its tokens and a separator, uint32."""
     separator = separator_id(tokenizer)
     with tqdm(desc="Tokenising", unit=" tokens", unit_scale=True) as progress:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from coda.data.sources import TextSource, reason
 from coda.files import cache_key, new_folder
-from coda.data.sources import TextSource
 
 MASK_TOKEN = "<|mask|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -29,19 +29,26 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"data.tokenizer is {path!r}, where no tokenizer can be loaded: {error}") from error
+    except Exception as error:  # transformers raises many kinds for a damaged folder
+        raise ValueError(
+            f"data.tokenizer is {path!r}, where no tokenizer can be loaded; give a folder or a Hugging Face name "
+            f"({reason(error)})"
+        ) from error
     return with_special_tokens(tokenizer)
 
 
 def with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Add ``<|mask|>`` if it is missing, as the next free id, and pad with the end of text; changes ``tokenizer``."""
+    """Add ``<|mask|>`` if it is missing, as the next free id, and pad with the end of text; changes ``tokenizer``.
+
+    Raises:
+        ValueError: If it has no token that could end a document.
+    """
+    if separator_id(tokenizer) is None:
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no token that ends a text; set its eos_token")
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has neither a padding nor an end token; set one")
     return tokenizer
 
 
@@ -57,7 +64,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
     """
     special = [END_OF_TEXT, "<|im_start|>", END_OF_TURN, MASK_TOKEN]
     if vocab_size < 256 + len(special):
-        raise ValueError(f"data.vocab_size is {vocab_size}; {256 + len(special)} is the least: all bytes and special tokens")
+        least = 256 + len(special)
+        raise ValueError(f"data.vocab_size is {vocab_size}; {least} is the least: all bytes and special tokens")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -95,8 +103,8 @@ def open_trained_tokenizer(sources: list[TextSource], vocab_size: int, cache: Pa
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the token written behind every document: the end of text, else the end of sequence."""
-    vocabulary = tokenizer.get_vocab()
-    return vocabulary[END_OF_TEXT] if END_OF_TEXT in vocabulary else tokenizer.eos_token_id
+    separator: int = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
+    return separator
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,10 +1,10 @@
 """Where the model to train comes from: a size from scratch, or the weights of a checkpoint."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from coda.model.configuration_coda import CoDAConfig
@@ -33,12 +33,14 @@ class Backbone(ABC):
             load_weights: False builds the architecture alone, for a caller that brings the weights.
 
         Raises:
-            ValueError: If the tokenizer's ids lie outside a vocabulary that cannot grow.
+            ValueError: If the tokenizer has no mask token, or ids outside a vocabulary that cannot grow.
         """
+        if tokenizer.mask_token_id is None:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token; add one with mask_token='<|mask|>'")
         model = self.create(tokenizer, load_weights)
         fit_vocabulary(model, tokenizer)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable()
         return model
 
     @abstractmethod
@@ -136,23 +138,20 @@ class PretrainedBackbone(Backbone):
 
     def create(self, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> CoDALanguageModel:
         """See :meth:`Backbone.create`."""
-        if Path(self.path).is_absolute() and not Path(self.path).is_dir():
-            raise ValueError(f"model.backbone path is {self.path}, which is no folder; give a checkpoint folder or a hub name")
-        options: dict[str, Any] = {"revision": self.revision, "attn_implementation": self.attn_implementation}
-        if load_weights:
-            return CoDALanguageModel.from_pretrained(self.path, dtype="float32", **options)
-        config = CoDAConfig.from_pretrained(self.path, revision=self.revision)
-        return CoDALanguageModel._from_config(config, dtype=torch.float32, attn_implementation=self.attn_implementation)
+        options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": self.attn_implementation}
+        try:
+            if load_weights:
+                return CoDALanguageModel.from_pretrained(self.path, revision=self.revision, **options)
+            return CoDALanguageModel._from_config(CoDAConfig.from_pretrained(self.path, revision=self.revision), **options)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"model.backbone path is {self.path}, where no model can be loaded; give a checkpoint folder or a hub name "
+                f"({error})"
+            ) from error
 
 
 def fit_vocabulary(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell ``model`` the tokenizer's special tokens; grow its embedding only if some id has no row.
-
-    Raises:
-        ValueError: If the tokenizer has no mask token.
-    """
-    if tokenizer.mask_token_id is None:
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token; add one with mask_token='<|mask|>'")
+    """Tell ``model`` the tokenizer's special tokens; grow its embedding only if some id has no row."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= model.config.vocab_size:
         model.resize_token_embeddings(_rounded(largest + 1))

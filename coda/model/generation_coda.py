@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 LOGITS_CHUNK = 1024  # positions whose logits are held at once
 NUCLEUS_PREFILTER = 256  # top-p looks at this many candidates before it sorts the whole vocabulary
 RELEASED_NAMES = {"diffusion_steps": "steps", "max_tokens": "max_new_tokens"}
+RELEASED_ALGORITHMS = {"original": "origin"}
 
 
 class CoDAGenerationConfig(GenerationConfig):
@@ -39,11 +40,12 @@ class CoDAGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         for released, name in RELEASED_NAMES.items():
-            if released in kwargs:
-                kwargs.setdefault(name, kwargs.pop(released))
+            value = kwargs.pop(released, None)
+            if kwargs.get(name) is None:
+                kwargs[name] = value
         self.steps: int | None = kwargs.pop("steps", None)
         alg = kwargs.pop("alg", "entropy")
-        self.alg: str = "origin" if alg == "original" else alg
+        self.alg: str = RELEASED_ALGORITHMS.get(alg, alg)
         self.alg_temp: float = kwargs.pop("alg_temp", None) or 0.0
         self.eps: float = kwargs.pop("eps", 1e-3)
         self.seed: int | list[int] | None = kwargs.pop("seed", None)
@@ -123,7 +125,7 @@ class CoDAGenerationMixin:
         settings = _resolve(generation_config or self.generation_config, overrides)
         mask_id = self.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
         canvas = _Canvas(inputs, attention_mask, _new_tokens(settings, inputs), mask_id)
-        canvas.check(self.config)
+        canvas.check(self.config, mask_id)
         seeds = _row_seeds(settings.seed, canvas.ids)
         history, nfe = [], 0
         for step, commits in enumerate(_commit_schedule(canvas.masked.sum(dim=1).tolist(), settings)):
@@ -166,8 +168,13 @@ class _Canvas:
         self.masked = (self.ids == mask_id) & self.valid
         self.attention_mask = None if bool(self.valid.all()) else self.valid
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, mask_id: int) -> None:
         """Raise ValueError if some row cannot be decoded."""
+        if not 0 <= mask_id < config.vocab_size:
+            raise ValueError(
+                f"mask_token_id is {mask_id}, outside the model's vocabulary of {config.vocab_size}; give the id of the "
+                "tokenizer's mask token, and grow the embedding if it has no row for it"
+            )
         if not bool(self.masked.any()):
             raise ValueError("nothing to generate: the prompt fills the canvas; raise max_new_tokens, or mask part of it")
         longest = int(self.valid.sum(dim=1).max())
@@ -195,11 +202,14 @@ class _Canvas:
 
 def _resolve(config: CoDAGenerationConfig, overrides: dict[str, Any]) -> CoDAGenerationConfig:
     settings = copy.deepcopy(config)
+    overrides = {RELEASED_NAMES.get(name, name): value for name, value in overrides.items()}
+    if "max_length" in overrides:
+        overrides.setdefault("max_new_tokens", None)  # the config's would win
     for name, value in overrides.items():
-        name = RELEASED_NAMES.get(name, name)
         if not hasattr(settings, name):
             raise ValueError(f"{name} is not a setting of diffusion_generate; see CoDAGenerationConfig for those that are")
         setattr(settings, name, value)
+    settings.alg = RELEASED_ALGORITHMS.get(settings.alg, settings.alg)
     settings.validate()
     return settings
 

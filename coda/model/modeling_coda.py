@@ -129,8 +129,10 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
             raise ValueError(f"{args[0]} is not a Qwen3 or CoDA checkpoint: it lacks {len(missing)} weights, e.g. {missing[0]}")
         if model.lm_head.weight is not model.model.embed_tokens.weight:
             untie(model)
-        if getattr(model.generation_config, "do_sample", None) is not None:
-            # Sampling settings of an autoregressive parent mean something else here.
+        settings = model.generation_config.to_dict()  # transformers reads them into its own class
+        if settings.get("do_sample") is None:
+            model.generation_config = CoDAGenerationConfig.from_dict(settings)
+        else:  # sampling settings of an autoregressive parent mean something else here
             model.generation_config = CoDAGenerationConfig.from_model_config(model.config)
         return (model, info) if with_info else model
 

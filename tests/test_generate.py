@@ -1,0 +1,157 @@
+"""``python -m coda.generate``: what it prints, and how it fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from coda.checkpoint import RECORD, describe
+from coda.data.tokenizer import load_tokenizer, train_tokenizer
+from coda.export import export
+from coda.generate import DraftStreamer, build_canvas, main, text_of
+from coda.model import CoDALanguageModel, ScratchBackbone
+
+ROOT = Path(__file__).parents[1]
+QWEN3_TOKENIZER = ROOT.parent / "shared" / "tokenizer" / "qwen3"
+PROMPT, SUFFIX = "def f(x):\n", "\n    return y\n"
+CLEAR = "\0338\033[J"  # what wipes a draft off the terminal
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([PROMPT + SUFFIX] * 3, 280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> CoDALanguageModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3}
+    return ScratchBackbone(**sizes | heads).build(tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, model: CoDALanguageModel, tokenizer: PreTrainedTokenizerFast
+) -> str:
+    path = tmp_path_factory.mktemp("generate") / "model"
+    export(model, tokenizer, path)
+    return str(path)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "coda.generate", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: Any, **settings: Any) -> str:
+    main(*arguments, **{"device": "cpu", "max_new_tokens": 6} | settings)
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_streams_drafts_and_prints_prompt_text_and_suffix(folder: str) -> None:
+    done = command("--model", folder, "--prompt", PROMPT, "--suffix", SUFFIX, "--max_new_tokens=5", "--stream")
+    assert done.returncode == 0, done.stderr
+    *drafts, final = done.stdout.split(CLEAR)
+    assert [draft.count("░") for draft in drafts] == [4, 3, 2, 1, 0]
+    assert final.startswith(PROMPT) and final.endswith(SUFFIX + "\n")
+    assert "\033" not in final and "░" not in final
+
+
+@pytest.mark.slow
+def test_an_unknown_model_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    done = command("--model", f"{tmp_path}/nothing", "--prompt", "x")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"error: no model at '{tmp_path}/nothing'; give a .ckpt, an exported folder or a hub name")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_folder_and_checkpoint_give_the_same_text(
+    folder: str,
+    model: CoDALanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, RECORD: describe(model, tokenizer)}, tmp_path / "x.ckpt")
+    settings = {"prompt": PROMPT, "suffix": SUFFIX}
+    from_checkpoint = printed(capsys, f"{tmp_path}/x.ckpt", **settings)
+    assert from_checkpoint.startswith(PROMPT) and from_checkpoint.endswith(SUFFIX + "\n")
+    assert from_checkpoint == printed(capsys, folder, **settings)
+
+
+def test_line_breaks_and_tabs_may_be_written_as_escapes(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    escaped = printed(capsys, folder, prompt=r"if x:\n\ty = 1\n", suffix=r"\n")
+    assert escaped == printed(capsys, folder, prompt="if x:\n\ty = 1\n", suffix="\n")
+    assert escaped.startswith("if x:\n\ty = 1\n")
+
+
+def test_the_seed_decides(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"prompt": PROMPT, "temperature": 1.0, "top_p": None, "max_new_tokens": 20}
+    texts = [printed(capsys, folder, seed=seed, **settings) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_without_a_prompt_a_document_is_begun(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, folder, max_new_tokens=4)
+    assert "<|endoftext|>" not in text and "<|mask|>" not in text
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"alg": "beam"}, {"max_new_tokens": 0}, {"max_new_tokens": 100}], ids=str)
+def test_bad_settings_are_errors(folder: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"steps is 0|alg is beam|raise max_new_tokens|lower max_new_tokens"):
+        main(folder, prompt=PROMPT, device="cpu", **settings)
+
+
+def test_the_canvas_is_prompt_masks_and_suffix(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids, gap = build_canvas(tokenizer, PROMPT, SUFFIX, masks=3)
+    assert ids.shape[0] == 1 and ids[0, gap].tolist() == [tokenizer.mask_token_id] * 3
+    assert tokenizer.decode(ids[0, : gap.start]) == PROMPT
+    assert tokenizer.decode(ids[0, gap.stop :]) == SUFFIX
+
+
+def test_an_empty_prompt_becomes_the_end_of_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids, gap = build_canvas(tokenizer, "", "", masks=2)
+    assert tokenizer.convert_ids_to_tokens(ids[0].tolist()) == ["<|endoftext|>", "<|mask|>", "<|mask|>"]
+    assert gap == slice(1, 3)
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_end|>"])
+def test_text_stops_at_the_first_end(tokenizer: PreTrainedTokenizerFast, end: str) -> None:
+    ids = torch.tensor(tokenizer(f"x = 1{end}y{end}")["input_ids"])
+    assert text_of(tokenizer, ids) == "x = 1"
+    assert text_of(tokenizer, ids[:3]) == tokenizer.decode(ids[:3])
+
+
+def test_drafts_show_masks_as_blocks_and_are_wiped(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    streamer = DraftStreamer(tokenizer)
+    ids, _ = build_canvas(tokenizer, "x", "y", masks=2)
+    streamer.put_draft(ids)
+    assert "x░░y" in capsys.readouterr().out
+    streamer.put_draft(ids)
+    assert capsys.readouterr().out.startswith(CLEAR)
+    streamer.put(ids)
+    streamer.end()
+    assert capsys.readouterr().out == CLEAR
+
+
+def test_the_real_tokenizer_keeps_code_as_it_is() -> None:
+    if not QWEN3_TOKENIZER.is_dir():
+        pytest.skip(f"Qwen3's tokenizer is not at {QWEN3_TOKENIZER}")
+    real: PreTrainedTokenizerBase = load_tokenizer(str(QWEN3_TOKENIZER))
+    ids, gap = build_canvas(real, PROMPT, SUFFIX, masks=2)
+    assert ids[0, gap].tolist() == [151_669] * 2
+    assert real.decode(ids[0, : gap.start]) == PROMPT and real.decode(ids[0, gap.stop :]) == SUFFIX
+    assert build_canvas(real, "", "", masks=1)[0].tolist() == [[151_643, 151_669]]
+    assert text_of(real, torch.tensor([*real("x = 1")["input_ids"], 151_645, 0])) == "x = 1"
