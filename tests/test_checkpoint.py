@@ -75,7 +75,9 @@ def test_a_loaded_model_decodes_as_the_saved_one(tmp_path: Path, tokenizer: PreT
     model = small_model(tokenizer)
     loaded, _ = load_model(save(model, tokenizer, tmp_path / "x.ckpt"))
     prompt, settings = torch.tensor([[7, 8, 9]]), {"max_new_tokens": 8, "temperature": 0.7, "seed": 3}
-    assert torch.equal(loaded.eval().diffusion_generate(prompt, **settings), model.diffusion_generate(prompt, **settings))
+    assert torch.equal(
+        loaded.eval().diffusion_generate(prompt, **settings), model.diffusion_generate(prompt, **settings)
+    )
 
 
 def test_the_record_is_plain_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -107,7 +109,8 @@ def test_an_untied_head_unties_the_model_that_takes_it(
 ) -> None:
     source, model = small_model(tokenizer, tie_word_embeddings=False), small_model(tokenizer, seed=1)
     load_weights(model, write(source, tokenizer, tmp_path / "x.ckpt" if write is save else tmp_path / "x"))
-    assert not is_tied(model) and model.config.tie_word_embeddings is False
+    assert not is_tied(model)
+    assert model.config.tie_word_embeddings is False
     assert_same_weights(model, source)
 
 
@@ -115,7 +118,8 @@ def test_an_untied_head_under_a_tied_config_stays_untied(tmp_path: Path, tokeniz
     model = small_model(tokenizer)
     path = save(model, tokenizer, tmp_path / "x.ckpt", **{HEAD: 2 * model.lm_head.weight.detach()})
     loaded, _ = load_model(path)
-    assert not is_tied(loaded) and loaded.config.tie_word_embeddings is False
+    assert not is_tied(loaded)
+    assert loaded.config.tie_word_embeddings is False
     assert torch.equal(loaded.lm_head.weight, 2 * loaded.model.embed_tokens.weight)
 
 
@@ -206,7 +210,9 @@ def test_a_folder_with_missing_or_truncated_files_is_named(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"no model at '{tmp_path}/nothing'; give a .ckpt, an exported folder or a hub name"):
+    with pytest.raises(
+        ValueError, match=f"no model at '{tmp_path}/nothing'; give a .ckpt, an exported folder or a hub name"
+    ):
         load_model(f"{tmp_path}/nothing")
 
 

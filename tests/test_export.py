@@ -20,30 +20,39 @@ ROOT = Path(__file__).parents[1]
 TEXT = "def f(x):\n    return x + 1\n"
 IDS = [[7, 8, 3, 3, 9]]  # 3 is the mask
 SETTINGS = {"max_new_tokens": 6, "temperature": 0.7, "top_p": 0.9, "seed": 1}
-# Runs where this package cannot be imported; writes what the folder gives.
+# Runs where this package cannot be imported; writes what each folder gives.
 ELSEWHERE = f"""
 import sys
 sys.modules["coda"] = None
 import torch
 from transformers import AutoModel, AutoTokenizer
-folder, output = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-ids = torch.tensor({IDS})
-with torch.no_grad():
-    result = {{"logits": model(ids).logits, "sequences": model.diffusion_generate(ids, **{SETTINGS})}}
-result["tokens"] = tokenizer({TEXT!r})["input_ids"]
-result["mask"] = tokenizer.mask_token_id
-result["class"] = type(model).__module__
-result["tied"] = model.lm_head.weight is model.model.embed_tokens.weight
-torch.save(result, output)
+output, *folders = sys.argv[1:]
+ids, results = torch.tensor({IDS}), []
+for folder in folders:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        result = {{"logits": model(ids).logits, "sequences": model.diffusion_generate(ids, **{SETTINGS})}}
+    result["tokens"] = tokenizer({TEXT!r})["input_ids"]
+    result["mask"] = tokenizer.mask_token_id
+    result["class"] = type(model).__module__
+    result["tied"] = model.lm_head.weight is model.model.embed_tokens.weight
+    results.append(result)
+torch.save(results, output)
 """
 
 
 def run(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     """Run Python without network and with a cache of its own."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], env=environment, cwd=home, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=home, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,35 +74,33 @@ def checkpoint(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerFast, pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_folder_works_in_a_process_without_this_package(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, tied: bool
-) -> None:
-    model = small_model(tokenizer, tied)
-    export(model, tokenizer, tmp_path / "model")
-    done = run(["-I", "-c", ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "result.pt")], tmp_path)
+def test_the_folder_works_in_a_process_without_this_package(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    models = {"tied": small_model(tokenizer, tied=True), "untied": small_model(tokenizer, tied=False)}
+    for name, model in models.items():
+        export(model, tokenizer, tmp_path / name)
+    output = tmp_path / "result.pt"
+    done = run(["-I", "-c", ELSEWHERE, str(output), *(str(tmp_path / name) for name in models)], tmp_path)
     assert done.returncode == 0, done.stderr
-    result = torch.load(tmp_path / "result.pt")
-    ids = torch.tensor(IDS)
-    with torch.no_grad():
-        torch.testing.assert_close(result["logits"], model(ids).logits, atol=1e-5, rtol=0.0)
-    assert torch.equal(result["sequences"], model.diffusion_generate(ids, **SETTINGS))
-    assert result["tokens"] == tokenizer(TEXT)["input_ids"]
-    assert result["mask"] == tokenizer.mask_token_id
-    assert result["class"].startswith("transformers_modules.") and result["tied"] == tied
+    for (name, model), result in zip(models.items(), torch.load(output), strict=True):
+        ids = torch.tensor(IDS)
+        with torch.no_grad():
+            torch.testing.assert_close(result["logits"], model(ids).logits, atol=1e-5, rtol=0.0)
+        assert torch.equal(result["sequences"], model.diffusion_generate(ids, **SETTINGS))
+        assert result["tokens"] == tokenizer(TEXT)["input_ids"]
+        assert result["mask"] == tokenizer.mask_token_id
+        assert result["class"].startswith("transformers_modules.")
+        assert result["tied"] == (name == "tied")
 
 
 @pytest.mark.slow
-def test_the_command_exports_a_checkpoint_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    source = checkpoint(small_model(tokenizer), tokenizer, tmp_path / "x.ckpt")
-    arguments = ["-m", "coda.export", "--checkpoint", source, "--output", str(tmp_path / "model")]
-    first = run(arguments, tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[-1] == f"exported to {tmp_path}/model"
-    assert (tmp_path / "model" / "model.safetensors").is_file()
-    again = run(arguments, tmp_path)
-    assert again.returncode != 0
-    assert again.stderr.splitlines()[-1].startswith(f"error: --output {tmp_path}/model exists already")
+def test_the_command_exports_a_checkpoint(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    model, output = small_model(tokenizer), tmp_path / "model"
+    source = checkpoint(model, tokenizer, tmp_path / "x.ckpt")
+    done = run(["-m", "coda.export", "--checkpoint", source, "--output", str(output)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"exported to {output}"
+    loaded, _ = load_model(str(output))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
 def test_the_folder_ships_the_one_copy_of_model_and_sampler(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -47,7 +47,11 @@ def folder(
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "coda.generate", *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "coda.generate", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -62,15 +66,20 @@ def test_the_command_streams_drafts_and_prints_prompt_text_and_suffix(folder: st
     assert done.returncode == 0, done.stderr
     *drafts, final = done.stdout.split(CLEAR)
     assert [draft.count("░") for draft in drafts] == [4, 3, 2, 1, 0]
-    assert final.startswith(PROMPT) and final.endswith(SUFFIX + "\n")
-    assert "\033" not in final and "░" not in final
+    assert final.startswith(PROMPT)
+    assert final.endswith(SUFFIX + "\n")
+    assert "\033" not in final
+    assert "░" not in final
 
 
 @pytest.mark.slow
 def test_an_unknown_model_ends_the_command_with_one_line(tmp_path: Path) -> None:
     done = command("--model", f"{tmp_path}/nothing", "--prompt", "x")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"error: no model at '{tmp_path}/nothing'; give a .ckpt, an exported folder or a hub name")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(
+        f"error: no model at '{tmp_path}/nothing'; give a .ckpt, an exported folder or a hub name"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -85,7 +94,8 @@ def test_folder_and_checkpoint_give_the_same_text(
     torch.save({"state_dict": weights, RECORD: describe(model, tokenizer)}, tmp_path / "x.ckpt")
     settings = {"prompt": PROMPT, "suffix": SUFFIX}
     from_checkpoint = printed(capsys, f"{tmp_path}/x.ckpt", **settings)
-    assert from_checkpoint.startswith(PROMPT) and from_checkpoint.endswith(SUFFIX + "\n")
+    assert from_checkpoint.startswith(PROMPT)
+    assert from_checkpoint.endswith(SUFFIX + "\n")
     assert from_checkpoint == printed(capsys, folder, **settings)
 
 
@@ -103,10 +113,13 @@ def test_the_seed_decides(folder: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_without_a_prompt_a_document_is_begun(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, folder, max_new_tokens=4)
-    assert "<|endoftext|>" not in text and "<|mask|>" not in text
+    assert "<|endoftext|>" not in text
+    assert "<|mask|>" not in text
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"alg": "beam"}, {"max_new_tokens": 0}, {"max_new_tokens": 100}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"alg": "beam"}, {"max_new_tokens": 0}, {"max_new_tokens": 100}], ids=str
+)
 def test_bad_settings_are_errors(folder: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"steps is 0|alg is beam|raise max_new_tokens|lower max_new_tokens"):
         main(folder, prompt=PROMPT, device="cpu", **settings)
@@ -114,7 +127,8 @@ def test_bad_settings_are_errors(folder: str, settings: dict[str, Any]) -> None:
 
 def test_the_canvas_is_prompt_masks_and_suffix(tokenizer: PreTrainedTokenizerFast) -> None:
     ids, gap = build_canvas(tokenizer, PROMPT, SUFFIX, masks=3)
-    assert ids.shape[0] == 1 and ids[0, gap].tolist() == [tokenizer.mask_token_id] * 3
+    assert ids.shape[0] == 1
+    assert ids[0, gap].tolist() == [tokenizer.mask_token_id] * 3
     assert tokenizer.decode(ids[0, : gap.start]) == PROMPT
     assert tokenizer.decode(ids[0, gap.stop :]) == SUFFIX
 
@@ -152,6 +166,7 @@ def test_the_real_tokenizer_keeps_code_as_it_is() -> None:
     real: PreTrainedTokenizerBase = load_tokenizer(str(QWEN3_TOKENIZER))
     ids, gap = build_canvas(real, PROMPT, SUFFIX, masks=2)
     assert ids[0, gap].tolist() == [151_669] * 2
-    assert real.decode(ids[0, : gap.start]) == PROMPT and real.decode(ids[0, gap.stop :]) == SUFFIX
+    assert real.decode(ids[0, : gap.start]) == PROMPT
+    assert real.decode(ids[0, gap.stop :]) == SUFFIX
     assert build_canvas(real, "", "", masks=1)[0].tolist() == [[151_643, 151_669]]
     assert text_of(real, torch.tensor([*real("x = 1")["input_ids"], 151_645, 0])) == "x = 1"

@@ -127,8 +127,7 @@ class TextFiles(TextSource):
 
     def fingerprint(self) -> dict[str, Any]:
         """See :class:`TextSource`."""
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
-        return {"source": "TextFiles", "column": self.column, "files": stats}
+        return {"source": "TextFiles", "column": self.column, "files": states(self.files())}
 
     def _parquet(self, path: Path) -> Iterator[str]:
         file = pyarrow.parquet.ParquetFile(path)
@@ -157,7 +156,7 @@ class HubDataset(TextSource):
     """A dataset of the Hugging Face hub, streamed.
 
     Args:
-        path: Name, for example ``open-web-math/open-web-math``.
+        path: Name, for example ``open-web-math/open-web-math``, or a folder laid out like one.
         name: Configuration of the dataset.
         split: Split.
         column: Column that holds the text.
@@ -177,6 +176,7 @@ class HubDataset(TextSource):
         max_tokens: int | None = None,
     ) -> None:
         super().__init__(max_tokens)
+        self.folder = Path(path)
         self.column = column
         self.options = {"path": path, "name": name, "split": split, "data_files": data_files, "revision": revision}
 
@@ -188,7 +188,8 @@ class HubDataset(TextSource):
 
     def fingerprint(self) -> dict[str, Any]:
         """See :class:`TextSource`."""
-        return {"source": "HubDataset", "column": self.column, **self.options}
+        local = [path for path in sorted(self.folder.rglob("*")) if path.is_file()] if self.folder.is_dir() else []
+        return {"source": "HubDataset", "column": self.column, **self.options, "files": states(local)}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         try:
@@ -212,6 +213,11 @@ def text_under(column: str, record: Any, where: str) -> str:
         kind = type(record[column]).__name__
         raise ValueError(f"{where} has no text under {column!r} but a value of type {kind}; set column to another one")
     return record[column] or ""
+
+
+def states(files: list[Path]) -> list[tuple[str, int, int]]:
+    """Where files are, how large, and when they last changed: a fingerprint that does not read them."""
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def reason(error: BaseException) -> str:

@@ -48,7 +48,6 @@ def test_code_survives(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text
 
 
-@pytest.mark.slow
 def test_a_store_of_it_reopens_under_the_same_key(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     source = Texts(["x = '<|mask|>'", "y = 2"])
     store = open_store([source], tokenizer, 0.0, tmp_path)

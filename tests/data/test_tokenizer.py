@@ -1,5 +1,6 @@
 """The trained tokenizer, and what any tokenizer must have before diffusion can use it."""
 
+import inspect
 import random
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from coda.data.tokenizer import (
     with_special_tokens,
 )
 
-CODE = [f"def f{i}(self, value):\n    return self.value + {i}\n" for i in range(30)]
+CODE = [inspect.getsource(random)]
 TEXTS = [
     "plain words, don't n't 's . , !",
     "    if x:\n\t\treturn  y   \n\n\n",
@@ -96,7 +97,7 @@ def test_the_vocabulary_has_the_size_asked_for(trained: PreTrainedTokenizerFast)
 
 
 def test_merges_shorten_what_it_was_trained_on(trained: PreTrainedTokenizerFast) -> None:
-    assert len(raw_ids(trained, CODE[0])) < 0.5 * len(CODE[0])
+    assert len(raw_ids(trained, CODE[0])) < 0.7 * len(CODE[0])
 
 
 def test_merges_stay_inside_pieces(trained: PreTrainedTokenizerFast) -> None:

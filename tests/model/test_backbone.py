@@ -56,7 +56,9 @@ def build_from_config(name: str, tokenizer: PreTrainedTokenizerFast) -> CoDALang
         ("tiny", 787_840 + 320 * 128),  # 264 tokens are rounded up to 320 rows
     ],
 )
-def test_a_size_config_builds_a_model_of_that_size(name: str, parameters: int, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_size_config_builds_a_model_of_that_size(
+    name: str, parameters: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
     model = build_from_config(name, tokenizer)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -67,7 +69,8 @@ def test_the_pretrained_config_starts_from_qwen3_1_7b() -> None:
     parser.add_subclass_arguments(Backbone, "backbone")
     path = ROOT / "configs" / "model" / "pretrained_qwen3_1.7b.yaml"
     backbone = parser.instantiate_classes(parser.parse_args(["--backbone", str(path)])).backbone
-    assert isinstance(backbone, PretrainedBackbone) and backbone.path == "Qwen/Qwen3-1.7B"
+    assert isinstance(backbone, PretrainedBackbone)
+    assert backbone.path == "Qwen/Qwen3-1.7B"
 
 
 def test_the_model_learns_the_special_tokens_of_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -119,7 +122,9 @@ def test_a_grown_tied_embedding_stays_tied(tmp_path: Path, tokenizer: PreTrained
 def test_the_real_tokenizer_fits_the_real_embedding() -> None:
     if not QWEN3_TOKENIZER.is_dir():
         pytest.skip(f"Qwen3's tokenizer is not at {QWEN3_TOKENIZER}")
-    model = ScratchBackbone(**SMALL | {"num_hidden_layers": 1}, vocab_size=151_936).build(load_tokenizer(str(QWEN3_TOKENIZER)))
+    model = ScratchBackbone(**SMALL | {"num_hidden_layers": 1}, vocab_size=151_936).build(
+        load_tokenizer(str(QWEN3_TOKENIZER))
+    )
     config = model.config
     assert (config.vocab_size, config.mask_token_id) == (151_936, 151_669)
     assert (config.pad_token_id, config.eos_token_id) == (151_643, 151_645)
@@ -171,7 +176,10 @@ def test_the_attention_implementation_is_passed_on(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, attention: str
 ) -> None:
     save_qwen3(tmp_path, 320)
-    for backbone in (ScratchBackbone(**SMALL, attn_implementation=attention), PretrainedBackbone(str(tmp_path), None, attention)):
+    for backbone in (
+        ScratchBackbone(**SMALL, attn_implementation=attention),
+        PretrainedBackbone(str(tmp_path), None, attention),
+    ):
         assert backbone.build(tokenizer).config._attn_implementation == attention
 
 
@@ -181,7 +189,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_runs_the_layers_twi
     gradients, runs = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = ScratchBackbone(**SMALL, initializer_range=0.3, gradient_checkpointing=checkpointing).build(tokenizer).train()
+        model = (
+            ScratchBackbone(**SMALL, initializer_range=0.3, gradient_checkpointing=checkpointing)
+            .build(tokenizer)
+            .train()
+        )
         calls: list[int] = []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
         segments = torch.tensor([[0] * 5 + [1] * 7])
@@ -190,5 +202,6 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_runs_the_layers_twi
         runs.append(len(calls))
     assert runs == [1, 2]
     for plain, recomputed in zip(*gradients, strict=True):
-        assert plain is not None and plain.abs().sum() > 0
+        assert plain is not None
+        assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain)

@@ -1,4 +1,4 @@
-"""What the sampler promises for every algorithm: rows that do not see each other, schedules per row, given tokens kept."""
+"""What the sampler promises for every algorithm: independent rows, a schedule for each, given tokens kept."""
 
 from itertools import pairwise
 from typing import Any
@@ -169,7 +169,8 @@ def test_the_head_sees_masked_positions_only_and_few_at_once(
     hook.remove()
     masked = [prompt.count(MASK) + NEW for prompt in PROMPTS]
     assert sum(shape[0] for shape in shapes) == sum(count * (count + 1) // 2 for count in masked)
-    assert {len(shape) for shape in shapes} == {2} and max(shape[0] for shape in shapes) == 5
+    assert {len(shape) for shape in shapes} == {2}
+    assert max(shape[0] for shape in shapes) == 5
 
 
 @every_algorithm
@@ -208,4 +209,6 @@ def test_the_streamer_gets_every_draft_the_result_and_the_end(model: CoDALanguag
 def test_plain_ids_come_back_unless_more_is_asked_for(model: CoDALanguageModel) -> None:
     plain = model.diffusion_generate(torch.tensor([[3, 4]]), max_new_tokens=3, seed=0)
     out = generate(model, [[3, 4]], max_new_tokens=3, seed=0, output_history=False)
-    assert torch.equal(plain, out.sequences) and out.history is None and out.nfe == 3
+    assert torch.equal(plain, out.sequences)
+    assert out.history is None
+    assert out.nfe == 3

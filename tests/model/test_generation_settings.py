@@ -41,7 +41,11 @@ def model() -> CoDALanguageModel:
         ([[1, 2]], {"max_new_tokens": None}, "the prompt fills the canvas; raise max_new_tokens"),
         ([[1, 2]], {"max_new_tokens": None, "max_length": 2}, "the prompt fills the canvas"),
         ([[1, 2]], {"max_new_tokens": None, "max_length": 1}, "the prompt fills the canvas"),
-        ([[1, 2]], {"max_new_tokens": POSITIONS - 1}, "take 17 positions, the model has 16; shorten the prompt or lower"),
+        (
+            [[1, 2]],
+            {"max_new_tokens": POSITIONS - 1},
+            "take 17 positions, the model has 16; shorten the prompt or lower",
+        ),
         ([[1, 2], [MASK, 2]], {}, "prompt 1 starts with a masked token.*put a token before it"),
         ([[]], {}, "prompt 0 starts with a masked token"),
     ],
@@ -72,14 +76,17 @@ def test_a_mask_that_is_left_of_a_padded_prompt_counts_from_the_prompt(model: Co
 
 def test_masks_in_the_padding_are_not_filled(model: CoDALanguageModel) -> None:
     out = model.diffusion_generate(torch.tensor([[MASK, 2, 3]]), torch.tensor([[0, 1, 1]]), max_new_tokens=2)
-    assert out[0, 0] == MASK and (out[0, 1:] != MASK).all()
+    assert out[0, 0] == MASK
+    assert (out[0, 1:] != MASK).all()
 
 
 def test_padding_takes_no_positions(model: CoDALanguageModel) -> None:
     """A padded row may be longer than the model's positions as long as its tokens are not."""
     inputs, mask = torch.tensor([[0] * 10 + [1, 2]]), torch.tensor([[0] * 10 + [1, 1]])
     out = model.diffusion_generate(inputs, mask, max_new_tokens=14, seed=0)
-    assert out[0, 10:].tolist() == model.diffusion_generate(torch.tensor([[1, 2]]), max_new_tokens=14, seed=0)[0].tolist()
+    assert (
+        out[0, 10:].tolist() == model.diffusion_generate(torch.tensor([[1, 2]]), max_new_tokens=14, seed=0)[0].tolist()
+    )
 
 
 def test_max_length_counts_the_prompt(model: CoDALanguageModel) -> None:
@@ -103,18 +110,21 @@ def test_the_call_overrides_the_config_and_leaves_it_as_it_was(model: CoDALangua
 
 def test_another_mask_token_may_be_given(model: CoDALanguageModel) -> None:
     out = model.diffusion_generate(torch.tensor([[1, 7, MASK, 7]]), mask_token_id=7, max_new_tokens=0)
-    assert out[0, 2] == MASK and (out != 7).all()
+    assert out[0, 2] == MASK
+    assert (out != 7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_models_of_low_precision_sample_too(model: CoDALanguageModel, dtype: torch.dtype) -> None:
     low = CoDALanguageModel._from_config(model.config, dtype=dtype).eval()
     out = low.diffusion_generate(torch.tensor([[1, 2]]), max_new_tokens=5, temperature=1.0, top_p=0.9, seed=0)
-    assert out.shape == (1, 7) and (out != MASK).all()
+    assert out.shape == (1, 7)
+    assert (out != MASK).all()
 
 
 def test_inputs_are_not_modified(model: CoDALanguageModel) -> None:
     inputs, mask = torch.tensor([[0, 1, MASK]]), torch.tensor([[0, 1, 1]])
     copies = inputs.clone(), mask.clone()
     model.diffusion_generate(inputs, mask, max_new_tokens=2)
-    assert torch.equal(inputs, copies[0]) and torch.equal(mask, copies[1])
+    assert torch.equal(inputs, copies[0])
+    assert torch.equal(mask, copies[1])

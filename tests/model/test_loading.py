@@ -102,7 +102,8 @@ def test_a_plain_qwen3_keeps_its_weights_and_its_tie(tmp_path: Path, tied: bool,
     parent = plain_qwen3(tie_word_embeddings=tied, head_dim=head_dim)
     parent.save_pretrained(tmp_path)
     model = load(tmp_path)
-    assert type(model) is CoDALanguageModel and model.config.model_type == "CoDA"
+    assert type(model) is CoDALanguageModel
+    assert model.config.model_type == "CoDA"
     assert_same_weights(model, parent.state_dict())
     assert is_tied(model) == tied == model.config.tie_word_embeddings
 
@@ -120,7 +121,9 @@ def test_sampling_settings_of_an_autoregressive_parent_are_not_inherited(tmp_pat
     parent.save_pretrained(tmp_path)
     settings = load(tmp_path).generation_config
     assert isinstance(settings, CoDAGenerationConfig)
-    inherited = [getattr(settings, name, None) for name in ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")]
+    inherited = [
+        getattr(settings, name, None) for name in ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
+    ]
     assert inherited == [None] * 5
     assert (settings.alg, settings.steps) == ("entropy", None)
 
@@ -133,7 +136,8 @@ def test_without_generation_settings_in_the_folder_ours_are_used(tmp_path: Path)
 
 def test_the_released_head_stays_untied_and_the_config_says_so(released: Path) -> None:
     model = load(released)
-    assert not is_tied(model) and model.config.tie_word_embeddings is False
+    assert not is_tied(model)
+    assert model.config.tie_word_embeddings is False
     assert_same_weights(model, load_file(released / "model.safetensors"))
 
 
@@ -141,7 +145,8 @@ def test_the_released_head_survives_saving_and_loading(released: Path, tmp_path:
     first = load(released)
     first.save_pretrained(tmp_path / "again")
     second = load(tmp_path / "again")
-    assert not is_tied(second) and second.config.tie_word_embeddings is False
+    assert not is_tied(second)
+    assert second.config.tie_word_embeddings is False
     assert_same_weights(second, first.state_dict())
     assert HEAD in load_file(tmp_path / "again" / "model.safetensors")
 
@@ -165,7 +170,8 @@ def test_equal_copies_of_the_head_in_the_file_are_tied(released: Path) -> None:
     weights = load_file(released / "model.safetensors")
     save_file(weights | {HEAD: weights[EMBEDDING].clone()}, released / "model.safetensors", metadata={"format": "pt"})
     model = load(released)
-    assert is_tied(model) and model.config.tie_word_embeddings is True
+    assert is_tied(model)
+    assert model.config.tie_word_embeddings is True
 
 
 def test_the_released_config_is_read(released: Path) -> None:
@@ -182,14 +188,16 @@ def test_the_released_generation_settings_are_understood(released: Path) -> None
     assert (settings.steps, settings.max_new_tokens, settings.alg, settings.alg_temp) == (10, 12, "origin", 0.2)
     assert (settings.eps, settings.mask_token_id, settings.top_k, settings.top_p) == (1e-3, 38, None, None)
     out = model.diffusion_generate(torch.tensor([[1, 2, 3]]), return_dict_in_generate=True)
-    assert out.sequences.shape == (1, 15) and out.nfe == 10
+    assert out.sequences.shape == (1, 15)
+    assert out.nfe == 10
 
 
 def test_the_released_names_work_as_overrides(released: Path) -> None:
     out = load(released).diffusion_generate(
         torch.tensor([[1, 2]]), max_tokens=6, diffusion_steps=3, alg="original", return_dict_in_generate=True
     )
-    assert out.sequences.shape == (1, 8) and out.nfe == 3
+    assert out.sequences.shape == (1, 8)
+    assert out.nfe == 3
 
 
 def test_generation_settings_survive_saving(tmp_path: Path) -> None:
@@ -220,7 +228,8 @@ def test_missing_weights_are_an_error_that_names_one(released: Path) -> None:
 
 def test_loading_info_is_still_to_be_had(released: Path) -> None:
     model, info = load(released, output_loading_info=True)
-    assert isinstance(model, CoDALanguageModel) and not info["missing_keys"]
+    assert isinstance(model, CoDALanguageModel)
+    assert not info["missing_keys"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

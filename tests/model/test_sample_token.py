@@ -118,7 +118,8 @@ def test_noise_is_uniform() -> None:
     rows, length = 500, 2_000
     noise = row_noise(torch.arange(rows), counter=3, length=length).double()
     total = rows * length
-    assert noise.min() >= 0 and noise.max() < 1
+    assert noise.min() >= 0
+    assert noise.max() < 1
     counts = (noise.flatten() * 64).long().bincount(minlength=64).double()
     assert ((counts - total / 64).abs() < 5 * (total / 64 * 63 / 64) ** 0.5).all()
     centred = noise - 0.5
