@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -24,11 +25,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class CodaCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` over one YAML, with overlays.
 
-    The callbacks that have settings get a section of their own (``sampling``, ``checkpoint``, ``export``), so that an overlay
-    changes one setting of one of them; monitors without settings are always there. More go into ``trainer.callbacks``.
+    The callbacks that have settings get a section of their own (``sampling``, ``checkpoint``, ``export``), so that an
+    overlay changes one setting of one of them; monitors without settings are always there. More go into
+    ``trainer.callbacks``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model_class: type[LightningModule], **options: Any) -> None:
         monitors = [
             LearningRateMonitor("step"),
             DiffusionMonitor(),
@@ -37,15 +39,14 @@ class CodaCLI(LightningCLI):
             BoundReport(),
             PredictionWriter(),
         ]
-        super().__init__(
-            *args,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
+        defaults = {
+            "subclass_mode_data": True,
+            "auto_configure_optimizers": False,
             # The data modules deal out the rows themselves: a second sampler around theirs would shuffle validation.
-            trainer_defaults={"callbacks": monitors, "use_distributed_sampler": False},
-            save_config_kwargs={"overwrite": True},
-            **kwargs,
-        )
+            "trainer_defaults": {"callbacks": monitors, "use_distributed_sampler": False},
+            "save_config_kwargs": {"overwrite": True},
+        }
+        super().__init__(model_class, **{**defaults, **options})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections of the configurable callbacks."""

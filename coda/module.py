@@ -29,8 +29,9 @@ class DiffusionModule(L.LightningModule):
     Args:
         backbone: The model to train.
         masking: How training batches are masked.
+        optimizer: Called with parameter groups; vectors (norms) are exempt from weight decay. It has no default, because
+            the settings of a default class would be taken over by the class that replaces it.
         objective: Noise levels, loss weights and denominator; None is the plain likelihood bound.
-        optimizer: Called with parameter groups; vectors (norms) are exempt from weight decay.
         lr_schedule: Learning rate over training, as multiples of the optimizer's; None keeps it constant.
         init_from: Start from these weights alone (a .ckpt or an exported folder): how one stage follows another.
         annealing: Restrict attention to the future early in training; None attends to both sides at once.
@@ -43,8 +44,8 @@ class DiffusionModule(L.LightningModule):
         self,
         backbone: Backbone,
         masking: MaskingStrategy,
+        optimizer: OptimizerCallable,
         objective: DiffusionObjective | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         init_from: str | None = None,
         annealing: AttentionAnnealing | None = None,
@@ -63,7 +64,7 @@ class DiffusionModule(L.LightningModule):
         self.bound_objective = DiffusionObjective(shift=self.objective.shift, chunk_size=self.objective.chunk_size)
         self.bound, self.accuracy = MeanMetric(), MeanMetric()
         self._generator: torch.Generator | None = None
-        self._denominator: Tensor | None = None
+        self._denominator = torch.zeros(())
         self._batch_idx = 0
 
     # Building
@@ -132,7 +133,7 @@ class DiffusionModule(L.LightningModule):
         generator = self.seeded_generator(self.trainer.global_step, shard)
         output, masked, t = self.diffuse(batch, self.masking, self.objective, generator, shard, shards)
         self._batch_idx = batch_idx
-        self._denominator = output.denominator + (self._denominator if micro else 0)
+        self._denominator = output.denominator if micro == 0 else output.denominator + self._denominator
         loss = output.loss_sum.detach() / output.denominator.clamp(min=1)
         self.log("train/loss", loss, batch_size=len(t))
         report = replace(output, loss_sum=output.loss_sum.detach())

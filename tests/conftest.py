@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -43,6 +44,12 @@ class Tiny:
         trainer = self.trainer(*callbacks, **{"log_every_n_steps": 1, **options})
         trainer.fit(self.module(masking), self.data())
         return trainer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Models this small lose more by waiting for a second thread than they gain, twenty times so on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,14 @@ def test_an_untied_head_unties_the_model_that_takes_it(
     assert_same_weights(model, source)
 
 
+def test_a_model_that_was_untied_is_exported_with_its_head(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source, model = small_model(tokenizer, tie_word_embeddings=False), small_model(tokenizer, seed=1)
+    load_weights(model, save(source, tokenizer, tmp_path / "x.ckpt"))
+    loaded, _ = load_model(save_folder(model, tokenizer, tmp_path / "x"))
+    assert not is_tied(loaded)
+    assert_same_weights(loaded, source)
+
+
 def test_an_untied_head_under_a_tied_config_stays_untied(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = small_model(tokenizer)
     path = save(model, tokenizer, tmp_path / "x.ckpt", **{HEAD: 2 * model.lm_head.weight.detach()})

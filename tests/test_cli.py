@@ -1,6 +1,8 @@
 """The command line: every config, every idiom of the README, every kind of bad setting."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,12 @@ def test_every_config_instantiates(stage: str, overlay: list[str]) -> None:
     assert made.datamodule.global_batch_size in (32, 256, 512)
 
 
+@pytest.mark.parametrize("overlay", sorted((REPOSITORY / "configs" / "trainer").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_trainer_overlay_instantiates(overlay: Path) -> None:
+    made = cli("--config", "stage2.yaml", "--config", str(overlay))
+    assert made.datamodule.global_batch_size % made.trainer.accumulate_grad_batches == 0
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_printed_config_parses_back_to_itself(stage: str, tmp_path: Path) -> None:
     first = cli("--config", stage)
@@ -63,6 +71,14 @@ def test_short_class_names_and_arguments_swap_a_part() -> None:
     assert made.sizes == [2, 4]
 
 
+def test_own_files_are_one_option_away() -> None:
+    """The README's inline options."""
+    options = ["--data.sources+=TextFiles", "--data.sources.paths=[my/repository]", "--data.tokenizer", "Qwen/Qwen3-1.7B"]
+    made = cli("--config", "quickstart.yaml", *options).datamodule
+    assert [source.paths for source in made.sources] == [["my/repository"]]
+    assert made.tokenizer_path == "Qwen/Qwen3-1.7B"
+
+
 def test_stage2_carries_the_recipe_of_the_report() -> None:
     made = cli("--config", "stage2.yaml")
     masking = made.model.masking
@@ -73,6 +89,8 @@ def test_stage2_carries_the_recipe_of_the_report() -> None:
     optimizer = made.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
     assert type(optimizer).__name__ == "Adafactor"
     assert optimizer.defaults["lr"] == 2e-4
+    assert optimizer.defaults["eps"] == (1e-30, 1e-3)
+    assert optimizer.defaults["weight_decay"] == 0
     assert not optimizer.defaults["relative_step"]
     assert not optimizer.defaults["scale_parameter"]
     assert made.model.lr_schedule.warmup == 2000
@@ -89,7 +107,8 @@ def test_the_rehearsal_keeps_masking_objective_and_optimizer_class() -> None:
 
 
 def test_callbacks_are_appended_not_replaced() -> None:
-    made = cli("--config", "quickstart.yaml", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/bound")
+    appended = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/bound"]
+    made = cli("--config", "quickstart.yaml", *appended)
     names = {type(callback).__name__ for callback in made.trainer.callbacks}
     assert {"EarlyStopping", "DiffusionSampling", "DiffusionMonitor", "Throughput", "ModelExport"} <= names
 
@@ -184,6 +203,23 @@ def test_a_resumed_run_keeps_the_command_line_and_ends_where_the_whole_run_does(
     run(str(REPOSITORY / "main.py"), "fit", *changed, cwd=rehearsed)
     saved: dict[str, Any] = yaml.safe_load((rehearsed / "runs" / "changed" / "version_0" / "config.yaml").read_text())
     assert saved["model"]["optimizer"]["init_args"]["lr"] == 0.123
+
+
+@pytest.mark.slow
+def test_the_readme_uses_a_trained_model(rehearsed: Path) -> None:
+    """Every generate and export command, and the Python block, with the paths of this run."""
+    readme = (REPOSITORY / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", readme, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").replace("runs/quickstart/version_0", str(rehearsed)).splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python -m coda.")]
+    commands.sort(key=lambda words: words[1] != "coda.export")
+    assert {words[1] for words in commands} == {"coda.generate", "coda.export"}
+    for words in commands:
+        assert run(*words, cwd=rehearsed).stdout.strip()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    printed = run("-c", code, cwd=rehearsed).stdout
+    assert "def add(a, b):" in printed
+    assert "<|mask|>" not in printed
 
 
 @pytest.mark.slow

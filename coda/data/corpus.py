@@ -154,7 +154,7 @@ class CorpusDataModule(L.LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
             rows,
-            self.micro_batch,
+            batch_size=self.micro_batch,
             sampler=RowOrder(len(rows), self.micro_batch, rank, world_size, **order),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

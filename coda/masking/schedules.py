@@ -32,6 +32,7 @@ class Constant(Schedule):
         self.value = check_probability("Constant.value", value)
 
     def __call__(self, progress: Progress) -> Progress:
+        """See :class:`Schedule`."""
         return progress * 0.0 + self.value
 
 
@@ -48,6 +49,7 @@ class Linear(Schedule):
         self.end = check_probability("Linear.end", end)
 
     def __call__(self, progress: Progress) -> Progress:
+        """See :class:`Schedule`."""
         return progress * (self.end - self.start) + self.start
 
 
@@ -67,6 +69,7 @@ class PerEpoch(Schedule):
         self.values = [check_probability(f"PerEpoch.values[{i}]", value) for i, value in enumerate(values)]
 
     def __call__(self, progress: Progress) -> Progress:
+        """See :class:`Schedule`."""
         # A sum of steps rather than a table look-up: no index, so no host sync and nothing to keep on a device.
         value = progress * 0.0 + self.values[0]
         for epoch in range(1, len(self.values)):

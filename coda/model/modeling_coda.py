@@ -125,8 +125,8 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(f"{args[0]} is not a Qwen3 or CoDA checkpoint: it lacks {len(missing)} weights, e.g. {missing[0]}")
+            lacking = sorted(info["missing_keys"])
+            raise ValueError(f"{args[0]} is no Qwen3 or CoDA checkpoint: it lacks {len(lacking)} weights, e.g. {lacking[0]}")
         if model.lm_head.weight is not model.model.embed_tokens.weight:
             untie(model)
         settings = model.generation_config.to_dict()  # transformers reads them into its own class

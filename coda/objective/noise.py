@@ -15,7 +15,8 @@ class TimeSampler(ABC):
 
     def __init__(self, eps: float = 1e-3) -> None:
         if not 0.0 < eps < 1.0:
-            raise ValueError(f"{type(self).__name__}.eps is {eps}; the smallest noise level lies between 0 and 1, e.g. 1e-3")
+            name = type(self).__name__
+            raise ValueError(f"{name}.eps is {eps}; the smallest noise level lies between 0 and 1, e.g. 1e-3")
         self.eps = eps
 
     def sample(
@@ -58,9 +59,9 @@ class UniformTime(TimeSampler):
 class LowDiscrepancyTime(TimeSampler):
     """Stratified times: one in each of N equal parts of [eps, 1], where N counts the rows of the whole global batch.
 
-    Each time alone is still uniform (through the rotation), but together they cover the unit interval, which lowers the variance of the loss
-    (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, appendix I.1). Neighbouring parts go to different
-    ranks, so that all ranks see all noise levels.
+    Each time alone is still uniform (through the rotation), but together they cover the unit interval, which lowers the
+    variance of the loss (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, appendix I.1). Neighbouring
+    parts go to different ranks, so that all ranks see all noise levels.
     """
 
     def spread(self, noise: Tensor, shard: int, num_shards: int, rotation: int | Tensor) -> Tensor:

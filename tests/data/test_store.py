@@ -108,12 +108,17 @@ def test_blank_documents_are_left_out(tokenizer: PreTrainedTokenizerBase, tmp_pa
 def test_a_source_is_read_in_whole_documents_until_it_has_enough(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, limit: int
 ) -> None:
-    """Each source on its own; 10,000 tokens are beyond one batch of the tokenizer."""
-    store = open_store([Texts(DOCUMENTS, limit), Texts(["last"])], tokenizer, 0.0, tmp_path)
-    ends, texts = store.ends("train"), texts_of(store, "train", tokenizer)
-    assert texts == [*DOCUMENTS[: len(texts) - 1], "last"]
-    assert ends[-2] >= limit
-    assert len(ends) == 2 or ends[-3] < limit
+    """10,000 tokens are beyond one batch of the tokenizer."""
+    store = open_store([Texts(DOCUMENTS, limit)], tokenizer, 0.0, tmp_path)
+    ends = [0, *store.ends("train")]
+    assert texts_of(store, "train", tokenizer) == DOCUMENTS[: len(ends) - 1]
+    assert ends[-2] < limit <= ends[-1]
+
+
+def test_every_source_has_a_limit_of_its_own(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    sources = [Texts(["a", "b", "c"], 3), Texts(["d", "e"], 1), Texts(["f", "g"])]
+    store = open_store(sources, tokenizer, 0.0, tmp_path)
+    assert texts_of(store, "train", tokenizer) == ["a", "b", "d", "f", "g"]
 
 
 def test_the_unigram_entropy_is_that_of_all_tokens(store: TokenStore) -> None:

@@ -73,8 +73,13 @@ def test_the_pretrained_config_starts_from_qwen3_1_7b() -> None:
     assert backbone.path == "Qwen/Qwen3-1.7B"
 
 
-def test_the_model_learns_the_special_tokens_of_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = ScratchBackbone(**SMALL).build(tokenizer)
+@pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "scratch"])
+def test_the_model_learns_the_special_tokens_of_the_tokenizer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pretrained: bool
+) -> None:
+    save_qwen3(tmp_path, 320)
+    backbone = PretrainedBackbone(str(tmp_path)) if pretrained else ScratchBackbone(**SMALL)
+    model = backbone.build(tokenizer)
     for config in (model.config, model.generation_config):
         assert (config.mask_token_id, config.pad_token_id, config.eos_token_id) == (MASK, 0, 2)
     model.diffusion_generate(torch.tensor([[5, 6]]), max_new_tokens=2)

@@ -143,6 +143,14 @@ def test_the_confidence_of_maskgit_plus_is_that_of_the_drawn_token() -> None:
     assert not (first == 1).any()
 
 
+def test_what_is_not_committed_is_drawn_anew() -> None:
+    """Of 2,500 positions half wait, all 500 unlikely draws among them; drawn again, a fifth is unlikely, within 5 sigma."""
+    probabilities = torch.tensor([[0.8, 0.2, 0.0]] * 50)
+    settings = {"alg": "maskgit_plus", "temperature": 1.0, "max_new_tokens": 0, "steps": 2, "seed": 0}
+    out = Oracle(probabilities).diffusion_generate(torch.full((50, 50), 2), **settings)
+    assert abs(int((out == 1).sum()) - 1_250 * 0.2) < 5 * (1_250 * 0.2 * 0.8) ** 0.5
+
+
 def test_mass_on_the_mask_is_neither_drawn_nor_counted() -> None:
     """Position 0 puts .6 on the mask; of the rest it is sure, unlike position 1."""
     rows = torch.tensor([[0.4, 0.0, 0.6], [0.5, 0.5, 0.0], [0.1, 0.3, 0.6]])
@@ -183,6 +191,16 @@ def test_tokens_of_many_rows_follow_the_predicted_distribution() -> None:
     out = model.diffusion_generate(torch.full((rows, 1), 5), max_new_tokens=0, temperature=1.0, seed=0)
     for count, p in zip(out.flatten().bincount(minlength=5).tolist(), probs, strict=True):
         assert abs(count - rows * p) < 5 * (rows * p * (1 - p)) ** 0.5
+
+
+def test_a_bfloat16_model_is_sampled_in_float32() -> None:
+    """Sums of 1,000 equal probabilities in bfloat16 would stall at 256 of them; the mean token is within 5 sigma."""
+    rows, vocab = 5_000, 1_000
+    model = Oracle(torch.tensor([[*[1 / vocab] * vocab, 0.0]]))
+    model.states = model.states.bfloat16()
+    out = model.diffusion_generate(torch.full((rows, 1), vocab), max_new_tokens=0, temperature=1.0, seed=0)
+    sigma = ((vocab**2 - 1) / 12 / rows) ** 0.5
+    assert abs(float(out.double().mean()) - (vocab - 1) / 2) < 5 * sigma
 
 
 @pytest.mark.parametrize("settings", [{"alg": "origin"}, {"alg": "maskgit_plus", "alg_temp": 1.0}], ids=str)

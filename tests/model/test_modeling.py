@@ -30,6 +30,7 @@ LAYER = [
     *[f"mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")],
     *["input_layernorm.weight", "post_attention_layernorm.weight"],
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 every_mask_attention = pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 
 
@@ -149,6 +150,17 @@ def test_positions_restart_with_every_segment() -> None:
     segments = torch.tensor([[0, 0, 0, 1, 2, 2], [4, 4, 4, 4, 4, 4], [1, 0, 0, 1, 1, 1]])
     expected = [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5], [0, 0, 1, 0, 1, 2]]
     assert restarted_positions(segments).tolist() == expected
+
+
+def test_the_backbone_gets_the_restarted_positions_unless_others_are_given() -> None:
+    """Rotations are relative, so that logits alone would not tell; long rows lose precision without."""
+    model, seen = small_model(), []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
+    segments, given = torch.tensor([[0] * 4 + [1] * 5]), torch.arange(LENGTH)[None] + 3
+    model(tokens(), segment_ids=segments)
+    model(tokens(), segment_ids=segments, position_ids=given)
+    assert seen[0].tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert torch.equal(seen[1], given)
 
 
 @pytest.mark.parametrize("restriction", [{"segment_ids": torch.zeros(1, LENGTH)}, {"visible": causal}])

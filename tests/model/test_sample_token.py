@@ -145,4 +145,5 @@ def test_noise_has_23_bits() -> None:
     noise = row_noise(torch.arange(100), counter=0, length=1_000)
     assert noise.dtype == torch.float32
     assert torch.equal((noise * 2**23).round(), noise * 2**23)
+    assert not torch.equal((noise * 2**22).round(), noise * 2**22)
     assert noise.max() <= 1 - 2.0**-23
