@@ -1,9 +1,11 @@
 """What the tests of data and callbacks share: a tiny corpus, and the parts of a fit that takes a second."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -30,6 +32,7 @@ class Tiny:
 
     def module(self, masking: MaskingStrategy | None = None, **options: Any) -> DiffusionModule:
         backbone = ScratchBackbone(**SIZES, num_key_value_heads=1, max_position_embeddings=128)
+        options = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-3), **options}
         return DiffusionModule(backbone, masking or RandomMasking(), **options)
 
     def trainer(self, *callbacks: Callback, **options: Any) -> Trainer:
@@ -50,6 +53,13 @@ class Tiny:
 def _one_thread() -> None:
     """Models this small lose more by waiting for a second thread than they gain, twenty times so on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> None:
+    """No test may wait for a hub: neither in this process, which has read the variable, nor in its children."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 @pytest.fixture(scope="session")

@@ -314,7 +314,7 @@ def _choose(scores: Tensor, masked: Tensor, commits: list[float], noise: Tensor,
 
 def _row_seeds(seed: int | list[int] | None, ids: Tensor) -> Tensor:
     rows = ids.shape[0]
-    if isinstance(seed, list) and len(seed) != rows:
+    if isinstance(seed, list | tuple) and len(seed) != rows:
         raise ValueError(f"seed lists {len(seed)} numbers for {rows} prompts; give one each, or a single int")
     if seed is None:
         seed = torch.randint(2**62, (rows,)).tolist()

@@ -194,13 +194,12 @@ def test_tokens_of_many_rows_follow_the_predicted_distribution() -> None:
 
 
 def test_a_bfloat16_model_is_sampled_in_float32() -> None:
-    """Sums of 1,000 equal probabilities in bfloat16 would stall at 256 of them; the mean token is within 5 sigma."""
-    rows, vocab = 5_000, 1_000
+    """5,000 rows draw 993 of 1,000 equal tokens, give or take 3; sums in bfloat16 could reach a few hundred."""
+    vocab = 1_000
     model = Oracle(torch.tensor([[*[1 / vocab] * vocab, 0.0]]))
     model.states = model.states.bfloat16()
-    out = model.diffusion_generate(torch.full((rows, 1), vocab), max_new_tokens=0, temperature=1.0, seed=0)
-    sigma = ((vocab**2 - 1) / 12 / rows) ** 0.5
-    assert abs(float(out.double().mean()) - (vocab - 1) / 2) < 5 * sigma
+    out = model.diffusion_generate(torch.full((5_000, 1), vocab), max_new_tokens=0, temperature=1.0, seed=0)
+    assert len(out.unique()) > 970
 
 
 @pytest.mark.parametrize("settings", [{"alg": "origin"}, {"alg": "maskgit_plus", "alg_temp": 1.0}], ids=str)

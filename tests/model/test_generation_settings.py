@@ -35,6 +35,7 @@ def model() -> CoDALanguageModel:
         ([[1, 2]], {"max_new_tokens": -1}, "max_new_tokens is -1; it must be 0 or more"),
         ([[1, 2]], {"stepz": 3}, "stepz is not a setting of diffusion_generate"),
         ([[1, 2]], {"seed": [1, 2]}, "seed lists 2 numbers for 1 prompts"),
+        ([[1, 2]], {"seed": (1, 2)}, "seed lists 2 numbers for 1 prompts"),
         ([[1, 2]], {"mask_token_id": VOCAB}, "mask_token_id is 40, outside the model's vocabulary of 40"),
         ([[1, 2]], {"mask_token_id": -1}, "mask_token_id is -1, outside the model's vocabulary"),
         ([[1, 2]], {"max_new_tokens": 0}, "the prompt fills the canvas; raise max_new_tokens"),
