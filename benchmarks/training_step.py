@@ -54,18 +54,14 @@ def torch_linear_cross_entropy(model: CoDALanguageModel, batch: MaskedBatch, t: 
     for value in weight.unique():
         row = weight == value
         head = model.lm_head.weight
-        total = total + value * F.linear_cross_entropy(
-            hidden[row], head, target[row], reduction="sum", options=options
-        )
+        total = total + value * F.linear_cross_entropy(hidden[row], head, target[row], reduction="sum", options=options)
     return total / batch.maskable.sum()
 
 
 def ours(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
     """This project's objective."""
     hidden = model(batch.noisy_input_ids, output_logits=False).last_hidden_state
-    output = DiffusionObjective()(
-        hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t
-    )
+    output = DiffusionObjective()(hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t)
     return output.loss_sum / output.denominator
 
 
@@ -130,7 +126,9 @@ def main(variant: str | None = None, steps: int = 3, rounds: int = 3) -> None:
                 continue
             command = [sys.executable, "-m", "benchmarks.training_step", "--variant", name, "--steps", str(steps)]
             found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; [{ROWS}, {LENGTH}], vocabulary {VOCABULARY:,}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; [{ROWS}, {LENGTH}], vocabulary {VOCABULARY:,}"
+    )
     print(f"{'variant':28} {'CPU s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6} {'first loss':>11}")
     reference = results["full_logits"]
     for name, found in results.items():

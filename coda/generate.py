@@ -34,9 +34,7 @@ class DraftStreamer(TextDiffusionStreamer):
         self._clear_draft()
 
 
-def build_canvas(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str, masks: int
-) -> tuple[Tensor, slice]:
+def build_canvas(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str, masks: int) -> tuple[Tensor, slice]:
     """Tokenise ``prompt``, ``masks`` masked tokens and ``suffix`` into int64 [1, L]; also return where the masks are.
 
     An empty prompt becomes the end of text, which stands before every document in training.
@@ -105,7 +103,9 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(prog="python -m coda.generate", description="Generate code with a diffusion language model.")
+    parser = ArgumentParser(
+        prog="python -m coda.generate", description="Generate code with a diffusion language model."
+    )
     parser.add_function_arguments(main, as_positional=False, skip={"stream"})
     parser.add_argument("--stream", action=ActionYesNo, default=False, help="show the drafts as they form")
     try:

@@ -17,7 +17,7 @@ from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, Pretrain
 from coda.model.flops import training_flops
 from coda.model.modeling_coda import untie
 from coda.objective import DiffusionObjective, ObjectiveOutput
-from coda.optimization import LearningRateSchedule
+from coda.optimization import ConstantRate, LearningRateSchedule
 
 
 class DiffusionModule(L.LightningModule):
@@ -95,15 +95,10 @@ class DiffusionModule(L.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over matrices and vectors, and the schedule by optimizer step.
-
-        Raises:
-            ValueError: If a schedule is set but the length of training is not.
-        """
+        """Build the optimizer over matrices and vectors, and the schedule by optimizer step."""
         optimizer = self.optimizer(self._parameter_groups())
-        if self.lr_schedule is None:
-            return optimizer
-        total, schedule = self.trainer.estimated_stepping_batches, self.lr_schedule
+        self._configured = [{key: group[key] for key in optimizer.defaults} for group in optimizer.param_groups]
+        total, schedule = self.trainer.estimated_stepping_batches, self.lr_schedule or ConstantRate()
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -119,6 +114,16 @@ class DiffusionModule(L.LightningModule):
         """Check that progress can be told. Raises ValueError if the length of training is not set."""
         if self.trainer.estimated_stepping_batches == float("inf"):
             raise ValueError("the length of training is not set; give trainer.max_steps (or trainer.max_epochs)")
+
+    def on_train_start(self) -> None:
+        """Let the configured hyperparameters win over those that a resumed optimizer brought along in its state."""
+        (optimizer,), scheduler = self.trainer.optimizers, self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        for group, configured in zip(optimizer.param_groups, self._configured, strict=True):
+            group.update(configured)
+        scheduler.base_lrs = [group["lr"] for group in self._configured]
+        for group, peak, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = peak, peak * factor(scheduler.last_epoch)
 
     @property
     def progress(self) -> float:
@@ -244,4 +249,3 @@ class DiffusionModule(L.LightningModule):
         """Give the output head its own weights if those of the checkpoint are."""
         if not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
             untie(self.backbone)
-

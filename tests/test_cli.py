@@ -73,7 +73,12 @@ def test_short_class_names_and_arguments_swap_a_part() -> None:
 
 def test_own_files_are_one_option_away() -> None:
     """The README's inline options."""
-    options = ["--data.sources+=TextFiles", "--data.sources.paths=[my/repository]", "--data.tokenizer", "Qwen/Qwen3-1.7B"]
+    options = [
+        "--data.sources+=TextFiles",
+        "--data.sources.paths=[my/repository]",
+        "--data.tokenizer",
+        "Qwen/Qwen3-1.7B",
+    ]
     made = cli("--config", "quickstart.yaml", *options).datamodule
     assert [source.paths for source in made.sources] == [["my/repository"]]
     assert made.tokenizer_path == "Qwen/Qwen3-1.7B"
@@ -118,7 +123,10 @@ def test_callbacks_are_appended_not_replaced() -> None:
     [
         (["--config", "no_such.yaml"], ["no_such.yaml", "stage2.yaml"]),
         (["--model.masking", "NoSuchMasking"], ["NoSuchMasking"]),
-        (["--model.masking", "BlockMasking", "--model.masking.sizes=[2]", "--model.masking.probability=-0.1"], ["-0.1"]),
+        (
+            ["--model.masking", "BlockMasking", "--model.masking.sizes=[2]", "--model.masking.probability=-0.1"],
+            ["-0.1"],
+        ),
         (["--model.masking", "configs/masking/progressive.yaml", "--model.masking.prefix=0.9"], ["prefix", "100"]),
         (["--model.masking", "BlockMasking", "--model.masking.size=[2]"], ["size"]),
         (["--data.sequence_length", "1"], ["data.sequence_length is 1"]),

@@ -172,12 +172,31 @@ def test_resuming_mid_epoch_continues_bit_for_bit(corpus: Path, tmp_path: Path, 
     whole = Record()
     trainer(tmp_path, whole, **options).fit(module(**parts), data(corpus))
 
-    saved = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "ckpt", filename="{step}", every_n_train_steps=7, save_top_k=-1)
+    saved = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path / "ckpt", filename="{step}", every_n_train_steps=7, save_top_k=-1
+    )
     trainer(tmp_path, saved, enable_checkpointing=True, **options).fit(module(**parts), data(corpus))
     rest = Record()
     checkpoint, done = tmp_path / "ckpt" / "step=7.ckpt", 7
     trainer(tmp_path, rest, **options).fit(module(**parts), data(corpus), ckpt_path=checkpoint)
     assert rest.losses == whole.losses[done * accumulate :]
+
+
+def test_resuming_takes_hyperparameters_from_the_configuration(corpus: Path, tmp_path: Path) -> None:
+    """An optimizer's state holds its learning rate and weight decay; those of the checkpoint must not win."""
+    fit = trainer(tmp_path)
+    fit.fit(module(lr_schedule=LinearDecay()), data(corpus))
+    fit.save_checkpoint(tmp_path / "old.ckpt")
+    seen: list[tuple[float, float, float]] = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            matrices, vectors = trainer.optimizers[0].param_groups
+            seen.append((matrices["lr"], matrices["weight_decay"], vectors["weight_decay"]))
+
+    changed = module(lr_schedule=LinearDecay(), optimizer=lambda p: torch.optim.AdamW(p, lr=0.5, weight_decay=0.25))
+    trainer(tmp_path, Look(), max_steps=8).fit(changed, data(corpus), ckpt_path=tmp_path / "old.ckpt")
+    assert seen == [(0.5 * (1 - step / 8), 0.25, 0.0) for step in range(4, 8)]
 
 
 def test_the_next_stage_starts_from_weights_alone(corpus: Path, tmp_path: Path) -> None:

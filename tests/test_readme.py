@@ -23,7 +23,9 @@ def commands(prefix: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", commands("python main.py"), ids=" ".join)
 def test_every_command_of_the_trainer_parses(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = [] if "--print_config" in arguments or any(word.endswith(".help") for word in arguments) else ["--print_config"]
+    extra = (
+        [] if "--print_config" in arguments or any(word.endswith(".help") for word in arguments) else ["--print_config"]
+    )
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["main.py", *arguments, *extra])
     with pytest.raises(SystemExit) as stopped:

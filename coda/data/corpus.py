@@ -1,5 +1,6 @@
 """The LightningDataModule for pre-training and mid-training corpora."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,4 +170,6 @@ class CorpusDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from there."""
+        # Lightning looks for this state in the loader, and would warn that it is not there.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         self._resume = {"epoch": state_dict["epoch"], "start": state_dict["rows"]}

@@ -49,5 +49,7 @@ def check_sizes(name: str, sizes: list[int]) -> list[int]:
         ValueError: If the list is empty or holds a length below 1; the message names the setting.
     """
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"{name} is {sizes}; give at least one span length, each 1 token or more, for example [2, 4, 8]")
+        raise ValueError(
+            f"{name} is {sizes}; give at least one span length, each 1 token or more, for example [2, 4, 8]"
+        )
     return list(sizes)

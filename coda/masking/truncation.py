@@ -37,7 +37,9 @@ def truncate_suffix(draft: Draft, rows: Tensor, pad_token_id: int | None, hide_p
         ValueError: If there is no padding token to write.
     """
     if pad_token_id is None:
-        raise ValueError("truncating suffixes (S2) needs a padding token, but pad_token_id is None; set the tokenizer's")
+        raise ValueError(
+            "truncating suffixes (S2) needs a padding token, but pad_token_id is None; set the tokenizer's"
+        )
     suffix = (draft.positions() >= draft.split_point()) & rows
     draft.target_ids = torch.where(suffix, pad_token_id, draft.target_ids)
     draft.maskable = draft.maskable & ~suffix

@@ -37,7 +37,9 @@ class RandomAnnealing(AttentionAnnealing):
 
     def __init__(self, until: float = 0.2) -> None:
         if not 0.0 < until <= 1.0:
-            raise ValueError(f"RandomAnnealing.until is {until}; give the share of training it lasts, above 0 and up to 1")
+            raise ValueError(
+                f"RandomAnnealing.until is {until}; give the share of training it lasts, above 0 and up to 1"
+            )
         self.until = until
 
     def visible(

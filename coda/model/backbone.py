@@ -36,7 +36,9 @@ class Backbone(ABC):
             ValueError: If the tokenizer has no mask token, or ids outside a vocabulary that cannot grow.
         """
         if tokenizer.mask_token_id is None:
-            raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token; add one with mask_token='<|mask|>'")
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path} has no mask token; add one with mask_token='<|mask|>'"
+            )
         model = self.create(tokenizer, load_weights)
         fit_vocabulary(model, tokenizer)
         if self.gradient_checkpointing:
@@ -142,7 +144,9 @@ class PretrainedBackbone(Backbone):
         try:
             if load_weights:
                 return CoDALanguageModel.from_pretrained(self.path, revision=self.revision, **options)
-            return CoDALanguageModel._from_config(CoDAConfig.from_pretrained(self.path, revision=self.revision), **options)
+            return CoDALanguageModel._from_config(
+                CoDAConfig.from_pretrained(self.path, revision=self.revision), **options
+            )
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"model.backbone path is {self.path}, where no model can be loaded; give a checkpoint folder or a hub name "

@@ -176,7 +176,9 @@ class _Canvas:
                 "tokenizer's mask token, and grow the embedding if it has no row for it"
             )
         if not bool(self.masked.any()):
-            raise ValueError("nothing to generate: the prompt fills the canvas; raise max_new_tokens, or mask part of it")
+            raise ValueError(
+                "nothing to generate: the prompt fills the canvas; raise max_new_tokens, or mask part of it"
+            )
         longest = int(self.valid.sum(dim=1).max())
         if longest > config.max_position_embeddings:
             raise ValueError(
@@ -207,7 +209,9 @@ def _resolve(config: CoDAGenerationConfig, overrides: dict[str, Any]) -> CoDAGen
         overrides.setdefault("max_new_tokens", None)  # the config's would win
     for name, value in overrides.items():
         if not hasattr(settings, name):
-            raise ValueError(f"{name} is not a setting of diffusion_generate; see CoDAGenerationConfig for those that are")
+            raise ValueError(
+                f"{name} is not a setting of diffusion_generate; see CoDAGenerationConfig for those that are"
+            )
         setattr(settings, name, value)
     settings.alg = RELEASED_ALGORITHMS.get(settings.alg, settings.alg)
     settings.validate()
@@ -300,7 +304,9 @@ CONFIDENCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _choose(scores: Tensor, masked: Tensor, commits: list[float], noise: Tensor, settings: CoDAGenerationConfig) -> Tensor:
+def _choose(
+    scores: Tensor, masked: Tensor, commits: list[float], noise: Tensor, settings: CoDAGenerationConfig
+) -> Tensor:
     """Which tokens to commit, bool [B, L]: as many per row as ``commits`` says (``origin``: with that probability)."""
     amount = torch.tensor(commits, device=scores.device)[:, None]
     if settings.alg == "origin":
@@ -308,7 +314,9 @@ def _choose(scores: Tensor, masked: Tensor, commits: list[float], noise: Tensor,
     if settings.alg_temp > 0:
         scores = scores / settings.alg_temp - (-noise.clamp(min=1e-12).log()).log()
     order = scores.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return masked & (rank < amount)
 
 

@@ -126,7 +126,9 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             lacking = sorted(info["missing_keys"])
-            raise ValueError(f"{args[0]} is no Qwen3 or CoDA checkpoint: it lacks {len(lacking)} weights, e.g. {lacking[0]}")
+            raise ValueError(
+                f"{args[0]} is no Qwen3 or CoDA checkpoint: it lacks {len(lacking)} weights, e.g. {lacking[0]}"
+            )
         if model.lm_head.weight is not model.model.embed_tokens.weight:
             untie(model)
         settings = model.generation_config.to_dict()  # transformers reads them into its own class

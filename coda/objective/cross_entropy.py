@@ -105,7 +105,9 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("masked_linear_cross_entropy gives its gradients once; call it again for a second backward")
+            raise RuntimeError(
+                "masked_linear_cross_entropy gives its gradients once; call it again for a second backward"
+            )
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         scale = grad_outputs[0]
         if grad_hidden is not None:

@@ -23,7 +23,9 @@ class InverseTime(LossWeight):
 
     def __init__(self, max_weight: float | None = None) -> None:
         if max_weight is not None and max_weight < 1.0:
-            raise ValueError(f"InverseTime.max_weight is {max_weight}; 1/t is never below 1: clip at 1 or more, or set null")
+            raise ValueError(
+                f"InverseTime.max_weight is {max_weight}; 1/t is never below 1: clip at 1 or more, or set null"
+            )
         self.max_weight = max_weight
 
     def __call__(self, t: Tensor) -> Tensor:

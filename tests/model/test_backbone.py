@@ -53,7 +53,6 @@ def build_from_config(name: str, tokenizer: PreTrainedTokenizerFast) -> CoDALang
     [
         ("qwen3_0.6b", 596_049_920),  # as published for Qwen3-0.6B
         ("qwen3_1.7b", 1_720_574_976),  # as published for Qwen3-1.7B
-        ("tiny", 787_840 + 320 * 128),  # 264 tokens are rounded up to 320 rows
     ],
 )
 def test_a_size_config_builds_a_model_of_that_size(
@@ -62,6 +61,12 @@ def test_a_size_config_builds_a_model_of_that_size(
     model = build_from_config(name, tokenizer)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_the_tiny_config_takes_the_vocabulary_of_its_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_from_config("tiny", tokenizer)
+    assert model.config.vocab_size == 320  # 264 tokens, rounded up
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
 
 
 def test_the_pretrained_config_starts_from_qwen3_1_7b() -> None:
