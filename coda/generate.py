@@ -47,7 +47,8 @@ def build_canvas(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str, m
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     """Decode generated ``ids`` [N] up to the first end of text or of turn."""
-    ends = torch.isin(ids, torch.tensor([separator_id(tokenizer), tokenizer.eos_token_id], device=ids.device)).nonzero()
+    last = [token for token in (separator_id(tokenizer), tokenizer.eos_token_id) if token is not None]
+    ends = torch.isin(ids, torch.tensor(last, device=ids.device)).nonzero()
     return str(tokenizer.decode(ids[: int(ends[0])] if len(ends) else ids))
 
 
@@ -66,11 +67,11 @@ def main(
     stream: bool = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
-    r"""Generate code with a diffusion language model and print it.
+    """Generate code with a diffusion language model and print it.
 
     Args:
         model: An exported folder, a .ckpt or a Hugging Face name.
-        prompt: Text before the gap; \n and \t stand for line break and tab.
+        prompt: Text before the gap, as it is (in bash, $'...\\n' writes line breaks).
         suffix: Text behind the gap.
         max_new_tokens: Length of the gap, in tokens.
         steps: Denoising steps; null commits one token per step.
@@ -83,7 +84,6 @@ def main(
         stream: Show the drafts as they form.
         device: Where to run.
     """
-    prompt, suffix = (text.replace("\\n", "\n").replace("\\t", "\t") for text in (prompt, suffix))
     language_model, tokenizer = load_model(model)
     language_model.eval().to(device)
     ids, gap = build_canvas(tokenizer, prompt, suffix, max_new_tokens)

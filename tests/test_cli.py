@@ -2,9 +2,9 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +148,14 @@ def test_a_bad_setting_is_an_error_that_names_it(
     assert all(word in message for word in words), message
 
 
-def run(*args: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command line of the README with this interpreter."""
+def run(
+    *args: str, cwd: Path, check: bool = True, program: Sequence[str] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line of the README, in which ``python`` is this interpreter."""
     cache = Path(os.environ.get("CODA_TEST_CACHE", cwd.parent / "cache"))
     environment = {**os.environ, "CODA_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run([*program, *args], cwd=cwd, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -219,11 +222,11 @@ def test_the_readme_uses_a_trained_model(rehearsed: Path) -> None:
     readme = (REPOSITORY / "README.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", readme, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").replace("runs/quickstart/version_0", str(rehearsed)).splitlines()
-    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python -m coda.")]
-    commands.sort(key=lambda words: words[1] != "coda.export")
-    assert {words[1] for words in commands} == {"coda.generate", "coda.export"}
-    for words in commands:
-        assert run(*words, cwd=rehearsed).stdout.strip()
+    commands = [line for line in lines if line.startswith("python -m coda.")]
+    commands.sort(key=lambda line: "coda.export" not in line)
+    assert {line.split()[2] for line in commands} == {"coda.generate", "coda.export"}
+    for line in commands:
+        assert run(line, cwd=rehearsed, program=["bash", "-c"]).stdout.strip()
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     printed = run("-c", code, cwd=rehearsed).stdout
     assert "def add(a, b):" in printed

@@ -14,6 +14,10 @@ from transformers.utils import ModelOutput
 LOGITS_CHUNK = 1024  # positions whose logits are held at once
 NUCLEUS_PREFILTER = 256  # top-p looks at this many candidates before it sorts the whole vocabulary
 RELEASED_NAMES = {"diffusion_steps": "steps", "max_tokens": "max_new_tokens"}
+SETTINGS = (  # what the sampler reads; a setting that it would ignore is an error
+    *("max_new_tokens", "max_length", "steps", "alg", "alg_temp", "temperature", "top_p", "top_k", "eps", "seed"),
+    *("mask_token_id", "return_dict_in_generate", "output_history"),
+)
 RELEASED_ALGORITHMS = {"original": "origin"}
 
 
@@ -129,7 +133,7 @@ class CoDAGenerationMixin:
         seeds = _row_seeds(settings.seed, canvas.ids)
         history, nfe = [], 0
         for step, commits in enumerate(_commit_schedule(canvas.masked.sum(dim=1).tolist(), settings)):
-            if not any(commits):
+            if not any(commits) or not bool(canvas.masked.any()):
                 continue
             outputs = self(canvas.ids, attention_mask=canvas.attention_mask, output_logits=False)
             position = canvas.masked.flatten().nonzero().squeeze(1)
@@ -208,10 +212,8 @@ def _resolve(config: CoDAGenerationConfig, overrides: dict[str, Any]) -> CoDAGen
     if "max_length" in overrides:
         overrides.setdefault("max_new_tokens", None)  # the config's would win
     for name, value in overrides.items():
-        if not hasattr(settings, name):
-            raise ValueError(
-                f"{name} is not a setting of diffusion_generate; see CoDAGenerationConfig for those that are"
-            )
+        if name not in SETTINGS:
+            raise ValueError(f"{name} is not a setting of diffusion_generate; those are {', '.join(SETTINGS)}")
         setattr(settings, name, value)
     settings.alg = RELEASED_ALGORITHMS.get(settings.alg, settings.alg)
     settings.validate()

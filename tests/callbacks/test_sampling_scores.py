@@ -99,6 +99,7 @@ def test_the_real_sampler_restores_what_the_model_knows(tiny: Tiny) -> None:
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     token = 77
     row = {"input_ids": torch.full((32,), token)}
+    module.backbone.lm_head.weight.data[77:79] *= 10  # far from all other tokens
     data.rows = lambda split: [row] * 3
 
     def hidden_of(*args: Any, **options: Any) -> SimpleNamespace:
