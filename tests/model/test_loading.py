@@ -189,7 +189,7 @@ def test_the_released_generation_settings_are_understood(released: Path) -> None
     assert (settings.eps, settings.mask_token_id, settings.top_k, settings.top_p) == (1e-3, 38, None, None)
     out = model.diffusion_generate(torch.tensor([[1, 2, 3]]), return_dict_in_generate=True)
     assert out.sequences.shape == (1, 15)
-    assert out.nfe == 10
+    assert 0 < out.nfe <= 10  # origin stops once all is filled
 
 
 def test_the_released_names_work_as_overrides(released: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_released_names_work_as_overrides(released: Path) -> None:
         torch.tensor([[1, 2]]), max_tokens=6, diffusion_steps=3, alg="original", return_dict_in_generate=True
     )
     assert out.sequences.shape == (1, 8)
-    assert out.nfe == 3
+    assert 0 < out.nfe <= 3  # origin stops once all is filled
 
 
 def test_generation_settings_survive_saving(tmp_path: Path) -> None:
