@@ -52,7 +52,8 @@ class Draft:
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw float32 noise of ``shape``, uniform in [0, 1), on the batch's device."""
-        return torch.rand(shape, generator=self.generator, device=self.target_ids.device)
+        # The dtype is named because half-precision training makes another one the default, with 8 bits of noise.
+        return torch.rand(shape, generator=self.generator, device=self.target_ids.device, dtype=torch.float32)
 
     def row_noise(self) -> Tensor:
         """Draw one uniform number per row, [B, 1]."""
@@ -101,7 +102,7 @@ class MaskingStrategy(ABC):
         """
         draft = Draft(input_ids, maskable, torch.ones_like(input_ids[:, :1]), generator)
         if not isinstance(progress, Tensor):
-            progress = torch.full((1,), progress, device=input_ids.device)
+            progress = torch.full((1,), progress, device=input_ids.device, dtype=torch.float32)
         self.transform(draft, progress, pad_token_id)
         masked = draw_spans(draft, t) & draft.maskable
         return MaskedBatch(

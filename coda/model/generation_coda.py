@@ -339,7 +339,8 @@ def row_noise(seeds: Tensor, counter: int, length: int) -> Tensor:
     Counter-based (a SplitMix64 finaliser) instead of a stateful generator: a row draws the same numbers in any batch.
     """
     position = torch.arange(length, device=seeds.device)
-    return (_mix(_mix(_mix(seeds) + counter)[:, None] + position) >> 41 & 0x7FFFFF) * 2.0**-23
+    bits = _mix(_mix(_mix(seeds) + counter)[:, None] + position) >> 41 & 0x7FFFFF
+    return bits.to(torch.float32) * 2.0**-23
 
 
 def _mix(x: Tensor) -> Tensor:

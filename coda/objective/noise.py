@@ -40,7 +40,7 @@ class TimeSampler(ABC):
             device: Where to draw.
             generator: Seeded generator on ``device``.
         """
-        noise = torch.rand(batch_size, device=device, generator=generator)
+        noise = torch.rand(batch_size, device=device, generator=generator, dtype=torch.float32)
         return self.eps + (1.0 - self.eps) * self.spread(noise, shard, num_shards, rotation)
 
     @abstractmethod
