@@ -40,8 +40,8 @@ class NoiseLevelStatistics(Metric):
         groups = torch.stack([~none, plain, *flags], dim=1)
         requested = t * output.maskable
         values = (output.nll, output.correct, output.masked, output.maskable, requested, torch.ones_like(t))
-        stats = torch.stack([value.double() for value in values], dim=1)
-        self.sums += torch.einsum("bk,bg,bs->kgs", bucket.double(), groups.double(), stats)
+        stats = torch.stack([value.to(self.sums.dtype) for value in values], dim=1)
+        self.sums += torch.einsum("bk,bg,bs->kgs", bucket.to(stats.dtype), groups.to(stats.dtype), stats)
 
     def compute(self) -> Tensor:
         """The sums, float64 [noise level, group, statistic]."""
@@ -63,6 +63,8 @@ class DiffusionMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the sums where the model is."""
+        if pl_module.device.type == "mps":  # has no float64
+            self.statistics.set_dtype(torch.float32)
         self.statistics.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

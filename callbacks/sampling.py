@@ -109,10 +109,11 @@ class DiffusionSampling(Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         training = pl_module.training
         pl_module.eval()
-        texts, history = self._texts(pl_module, tokenizer)
-        scores = {"samples/parses": sum(parses(text) for text in texts.values()) / len(texts)}
-        if min(self.exact_match_rows, len(trainer.datamodule.rows("val"))) > 0:  # type: ignore[attr-defined]
-            scores["samples/infilling_exact_match"] = self._exact_match(trainer, pl_module)
+        with trainer.precision_plugin.forward_context():
+            texts, history = self._texts(pl_module, tokenizer)
+            scores = {"samples/parses": sum(parses(text) for text in texts.values()) / len(texts)}
+            if min(self.exact_match_rows, len(trainer.datamodule.rows("val"))) > 0:  # type: ignore[attr-defined]
+                scores["samples/infilling_exact_match"] = self._exact_match(trainer, pl_module)
         pl_module.train(training)
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=trainer.global_step)

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -99,6 +100,10 @@ class DiffusionModule(L.LightningModule):
         optimizer = self.optimizer(self._parameter_groups())
         self._configured = [{key: group[key] for key in optimizer.defaults} for group in optimizer.param_groups]
         total, schedule = self.trainer.estimated_stepping_batches, self.lr_schedule or ConstantRate()
+        if schedule.warmup >= total:
+            rank_zero_warn(
+                f"lr_schedule.warmup is {schedule.warmup:g} steps of {total:g}: the peak rate is never reached"
+            )
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

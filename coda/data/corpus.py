@@ -163,7 +163,7 @@ class CorpusDataModule(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Where in the order of rows training stands; independent of the number of ranks."""
+        """Where in the order of rows training stands, counted over all ranks."""
         assert self.trainer is not None
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return {"epoch": self.trainer.current_epoch, "rows": batches * self.micro_batch * self.trainer.world_size}

@@ -1,7 +1,8 @@
 """Tokenizers: loading one, training a small one, and the special tokens that diffusion needs."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from coda.files import cache_key, new_folder
 MASK_TOKEN = "<|mask|>"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|im_end|>"
+TRAINING_CHARACTERS = 100_000_000  # of each source
 # Pieces that merges never cross: an indentation, a word with the space before it, digits one by one, runs of symbols.
 PIECES = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
@@ -96,9 +98,19 @@ def open_trained_tokenizer(sources: list[TextSource], vocab_size: int, cache: Pa
     folder = cache / "tokenizers" / key
     if not folder.is_dir():
         with new_folder(folder) as unfinished:
-            documents = chain.from_iterable(source.documents() for source in sources)
+            documents = chain.from_iterable(_head(source.documents()) for source in sources)
             train_tokenizer(documents, vocab_size).save_pretrained(unfinished)
     return load_tokenizer(str(folder))
+
+
+def _head(documents: Iterable[str]) -> Iterator[str]:
+    """The first documents, enough to learn merges from: a hub corpus would not end in a day."""
+    read = 0
+    for text in documents:
+        if read >= TRAINING_CHARACTERS:
+            return
+        read += len(text)
+        yield text
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -108,7 +120,9 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the vocabulary, its merges and the special tokens."""
+    """Hash of the vocabulary, its merges and the special tokens, but not of how the last call padded and truncated."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(state, dict):
+        state |= {"padding": None, "truncation": None}
     return hashlib.sha256(f"{state}{tokenizer.special_tokens_map}".encode()).hexdigest()[:16]

@@ -48,6 +48,8 @@ class RandomAnnealing(AttentionAnnealing):
         """See :meth:`AttentionAnnealing.visible`."""
         if progress >= self.until:
             return None
-        revealed = torch.rand(length, length, device=device, generator=generator, dtype=torch.float32) < progress / self.until
+        revealed = (
+            torch.rand(length, length, device=device, generator=generator, dtype=torch.float32) < progress / self.until
+        )
         seen = revealed | torch.ones_like(revealed).tril()
         return lambda b, h, q, k: seen[q, k]

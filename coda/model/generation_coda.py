@@ -310,7 +310,7 @@ def _choose(
     scores: Tensor, masked: Tensor, commits: list[float], noise: Tensor, settings: CoDAGenerationConfig
 ) -> Tensor:
     """Which tokens to commit, bool [B, L]: as many per row as ``commits`` says (``origin``: with that probability)."""
-    amount = torch.tensor(commits, device=scores.device)[:, None]
+    amount = torch.tensor(commits, device=scores.device, dtype=torch.float32)[:, None]
     if settings.alg == "origin":
         return masked & (noise < amount)
     if settings.alg_temp > 0:
