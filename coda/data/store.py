@@ -36,18 +36,27 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        self._open: dict[str, np.ndarray] = {}
 
     def tokens(self, split: str) -> np.ndarray:
         """All tokens of a split, uint32 [N], memory-mapped."""
-        path = self.folder / f"{split}.tokens"
-        if path.stat().st_size == 0:  # an empty file cannot be mapped
-            return np.zeros(0, dtype=np.uint32)
-        return np.memmap(path, dtype=np.uint32, mode="r")
+        name = f"{split}.tokens"
+        if name not in self._open:
+            # An empty file cannot be mapped.
+            empty = not (self.folder / name).stat().st_size
+            self._open[name] = np.zeros(0, np.uint32) if empty else np.memmap(self.folder / name, np.uint32, mode="r")
+        return self._open[name]
 
     def ends(self, split: str) -> np.ndarray:
         """For each document of a split the index behind its last token (its separator), int64, memory-mapped."""
-        ends: np.ndarray = np.load(self.folder / f"{split}.ends.npy", mmap_mode="r")
-        return ends
+        name = f"{split}.ends.npy"
+        if name not in self._open:
+            self._open[name] = np.load(self.folder / name, mmap_mode="r")
+        return self._open[name]
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
+        # A pickled memory map is a copy of the file: reading processes open their own.
+        return TokenStore, (self.folder,)
 
     @property
     def unigram_entropy(self) -> float:

@@ -1,5 +1,6 @@
 """The token store: what it holds."""
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -151,3 +152,11 @@ def test_a_corpus_without_text_is_an_error(
     with pytest.raises(ValueError, match=r"data\.sources hold no text"):
         open_store([Texts(texts)], tokenizer, 0.1, tmp_path)
     assert list((tmp_path / "corpora").iterdir()) == []
+
+
+def test_a_pickled_store_is_a_path_not_a_copy_of_the_tokens(store: TokenStore) -> None:
+    """What a reading process is sent when it is spawned."""
+    assert store.tokens("train").nbytes > 10_000
+    sent = pickle.dumps(store)
+    assert len(sent) < 1_000
+    assert np.array_equal(pickle.loads(sent).tokens("train"), store.tokens("train"))
