@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
-from coda.model.generation_coda import row_noise
+from coda.model.sampling_coda import row_noise
 from coda.objective import LowDiscrepancyTime
 
 

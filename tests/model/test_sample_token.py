@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coda.model.generation_coda import NUCLEUS_PREFILTER, row_noise, sample_token
+from coda.model.sampling_coda import NUCLEUS_PREFILTER, row_noise, sample_token
 
 GRID = 2**14  # equidistant noise: every token's share is exact to 1 / GRID
 

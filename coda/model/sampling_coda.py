@@ -1,0 +1,68 @@
+"""What one denoising step draws: a token for every masked position, how sure the model is of it, and the noise for both."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NUCLEUS_PREFILTER = 256  # top-p looks at this many candidates before it sorts the whole vocabulary
+
+
+def sample_token(logits: Tensor, noise: Tensor, temperature: float, top_p: float | None, top_k: int | None) -> Tensor:
+    """Sample token ids [M] from ``logits`` [M, V] by inverting the distribution function at ``noise`` [M].
+
+    ``noise`` is uniform in [0, 1) with 23 bits, so that its product with the total stays below the total in float32 and
+    never points behind the last candidate that has any probability.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    scores = logits / temperature
+    candidates = scores.shape[-1] if top_k is None else min(top_k, scores.shape[-1])
+    if top_p is not None and top_p < 1:
+        total = scores.topk(candidates).values.logsumexp(-1) if top_k is not None else scores.logsumexp(-1)
+        few = min(candidates, NUCLEUS_PREFILTER)
+        probs, ids = _best(scores, few, total)
+        if few < candidates and bool((probs.sum(dim=-1) < top_p).any()):
+            probs, ids = _best(scores, candidates, total)
+        probs = probs.masked_fill(probs.cumsum(dim=-1) - probs >= top_p, 0.0)
+    elif top_k is not None:
+        probs, ids = _best(scores, candidates, scores.logsumexp(-1))
+    else:
+        probs, ids = scores.softmax(dim=-1), None
+    cumulative = probs.cumsum(dim=-1)
+    index = (cumulative <= noise.to(probs.dtype)[:, None] * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+
+
+def _best(scores: Tensor, count: int, total: Tensor) -> tuple[Tensor, Tensor]:
+    values, ids = scores.topk(count, dim=-1)
+    return (values - total[:, None]).exp(), ids
+
+
+# Confidence in each predicted token [M], from the model's own log-probabilities [M, V] before temperature and truncation.
+CONFIDENCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "origin": lambda log_probs, token: torch.zeros_like(log_probs[:, 0]),
+    "maskgit_plus": lambda log_probs, token: log_probs.gather(1, token[:, None]).squeeze(1),
+    "topk_margin": lambda log_probs, token: -log_probs.topk(2).values.exp().diff(dim=-1).squeeze(1),
+    "entropy": lambda log_probs, token: -torch.special.entr(log_probs.exp()).sum(dim=-1),
+}
+
+
+def row_noise(seeds: Tensor, counter: int, length: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 [B, length], a pure function of (seed of the row, counter, position).
+
+    Counter-based (a SplitMix64 finaliser) instead of a stateful generator: a row draws the same numbers in any batch.
+    """
+    position = torch.arange(length, device=seeds.device)
+    bits = _mix(_mix(_mix(seeds) + counter)[:, None] + position) >> 41 & 0x7FFFFF
+    return bits.to(torch.float32) * 2.0**-23
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x + -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift & (1 << (64 - shift)) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+__all__ = ["CONFIDENCE", "row_noise", "sample_token"]
