@@ -74,10 +74,16 @@ def paused(trainer: Trainer) -> Iterator[None]:
     """Keep what happens inside out of the throughput of training."""
     _wait_for(trainer.strategy.root_device)
     start = time.perf_counter()
-    yield
+    try:
+        yield
+    finally:
+        _forget(trainer, time.perf_counter() - start)
+
+
+def _forget(trainer: Trainer, seconds: float) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput):
-            callback.clock += time.perf_counter() - start
+            callback.clock += seconds
 
 
 def _wait_for(device: torch.device) -> None:

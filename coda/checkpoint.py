@@ -47,6 +47,16 @@ def load_model(source: str, **options: Any) -> tuple[CoDALanguageModel, PreTrain
         raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
 
 
+def read_config(source: str) -> CoDAConfig:
+    """Read the model's configuration from ``source`` (as in :func:`load_model`). Raises ValueError if there is none."""
+    if source.endswith(".ckpt"):
+        return CoDAConfig.from_dict(read_checkpoint(source)[RECORD]["config"])
+    try:
+        return CoDAConfig.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a ``.ckpt`` of this project without loading its tensors into memory yet.
 

@@ -56,10 +56,30 @@ class CodaCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{step}"})
 
     def before_instantiate_classes(self) -> None:
-        """Add the progress bar unless ``trainer.enable_progress_bar`` is false."""
+        """Add the progress bar unless ``trainer.enable_progress_bar`` is false.
+
+        Raises:
+            ValueError: For a run of no length, which Lightning would skip without a word.
+        """
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(DiffusionProgressBar())
+        for setting in ("max_steps", "max_epochs"):
+            if config.trainer[setting] == 0:
+                raise ValueError(f"trainer.{setting} is 0; train for at least 1, or use validate, test or predict")
+
+    def before_fit(self) -> None:
+        """Find out what does not fit before a corpus is tokenised and a run's folder is made."""
+        checkpoint = self.config[self.config.subcommand].ckpt_path
+        if (
+            checkpoint not in (None, "last", "best", "hpc")
+            and "://" not in checkpoint
+            and not Path(checkpoint).exists()
+        ):
+            raise ValueError(f"--ckpt_path {checkpoint} does not exist; give a .ckpt of the run to go on with, or last")
+        self.model.check(self.datamodule, resuming=checkpoint is not None)
+
+    before_validate = before_test = before_predict = before_fit
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look up bare config names in ``configs/`` before parsing."""

@@ -73,7 +73,7 @@ def main(
         model: An exported folder, a .ckpt or a Hugging Face name.
         prompt: Text before the gap, as it is (in bash, $'...\\n' writes line breaks).
         suffix: Text behind the gap.
-        max_new_tokens: Length of the gap, in tokens.
+        max_new_tokens: Length of the gap, in tokens; 0 fills only gaps written as <|mask|>.
         steps: Denoising steps; null commits one token per step.
         alg: origin, maskgit_plus, topk_margin or entropy.
         temperature: 0 takes the most probable token.
@@ -99,7 +99,10 @@ def main(
         seed=seed,
         streamer=DraftStreamer(tokenizer) if stream else None,
     )
-    print(prompt + text_of(tokenizer, sequences[0, gap]) + suffix)
+    if str(tokenizer.mask_token) in prompt + suffix:  # gaps of the caller's own, filled as well
+        print(tokenizer.decode(sequences[0]))
+    else:
+        print(prompt + text_of(tokenizer, sequences[0, gap]) + suffix)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights
+from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights, read_config
 from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
 from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, PretrainedBackbone
 from coda.model.flops import training_flops
@@ -25,7 +25,8 @@ class DiffusionModule(L.LightningModule):
     """Trains a bidirectional Qwen3 by masked diffusion (arXiv 2510.03270).
 
     Training masks with ``masking`` and minimises ``objective``. Validation is always the same quantity, whatever the
-    training: the likelihood bound of eq. 6 in nats per token, under random masking with fixed noise.
+    training: the likelihood bound of eq. 6 in nats per token, under random masking with noise that is fixed for a given
+    number of ranks and rows per batch.
 
     Args:
         backbone: The model to train.
@@ -63,9 +64,9 @@ class DiffusionModule(L.LightningModule):
         self.seed = seed
         self.bound_masking = RandomMasking()
         self.bound_objective = DiffusionObjective(shift=self.objective.shift, chunk_size=self.objective.chunk_size)
-        self.bound, self.accuracy = MeanMetric(), MeanMetric()
+        self.bound, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._generator: torch.Generator | None = None
-        self._denominator = torch.zeros(())
+        self._loss_sum = self._denominator = torch.zeros(())
         self._batch_idx = 0
 
     # Building
@@ -80,20 +81,42 @@ class DiffusionModule(L.LightningModule):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         resuming = self.trainer.ckpt_path is not None
-        pretrained = self.backbone_source.path if isinstance(self.backbone_source, PretrainedBackbone) else None
-        for source in filter(None, (pretrained, self.init_from)):
-            if not resuming:
-                check_tokenizer(source, data.tokenizer)
+        self.check(data, resuming)
         self.backbone = self.backbone_source.build(data.tokenizer, load_weights=not (resuming or self.init_from))
         self.backbone.config.shift = self.objective.shift
         if self.init_from and not resuming:
             load_weights(self.backbone, self.init_from)
-        positions = self.backbone.config.max_position_embeddings
+
+    def check(self, data: Any, resuming: bool) -> None:
+        """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.
+
+        Args:
+            data: The data module.
+            resuming: Whether the weights will come from a checkpoint of this very run.
+
+        Raises:
+            ValueError: Naming the setting.
+        """
+        positions = self.backbone_source.positions
         if data.sequence_length > positions:
             raise ValueError(
                 f"data.sequence_length is {data.sequence_length}, but the model has {positions} positions; shorten the "
                 "rows or raise max_position_embeddings"
             )
+        pretrained = self.backbone_source.path if isinstance(self.backbone_source, PretrainedBackbone) else None
+        for setting, source in (("model.backbone", pretrained), ("model.init_from", self.init_from)):
+            if source is None or resuming:
+                continue
+            try:
+                check_tokenizer(source, data.tokenizer)
+                shift = read_config(source).shift
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from error
+            if source == self.init_from and shift != self.objective.shift:
+                raise ValueError(
+                    f"model.init_from: {source!r} was trained with shift {shift}, but model.objective.shift is "
+                    f"{self.objective.shift}; set it to {shift}"
+                )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over matrices and vectors, and the schedule by optimizer step."""
@@ -143,10 +166,12 @@ class DiffusionModule(L.LightningModule):
         generator = self.seeded_generator(self.trainer.global_step, shard)
         output, masked, t = self.diffuse(batch, self.masking, self.objective, generator, shard, shards)
         self._batch_idx = batch_idx
-        self._denominator = output.denominator if micro == 0 else output.denominator + self._denominator
-        loss = output.loss_sum.detach() / output.denominator.clamp(min=1)
-        self.log("train/loss", loss, batch_size=len(t))
         report = replace(output, loss_sum=output.loss_sum.detach())
+        if micro == 0:
+            self._loss_sum, self._denominator = torch.zeros_like(report.loss_sum), torch.zeros_like(report.denominator)
+        self._loss_sum, self._denominator = self._loss_sum + report.loss_sum, self._denominator + report.denominator
+        # By the last micro-batch of a step, when metrics are written, this is the loss over all of them.
+        self.log("train/loss", self._loss_sum / self._denominator.clamp(min=1), batch_size=len(t))
         return {"loss": output.loss_sum, "output": report, "t": t, "applied": masked.applied}
 
     def diffuse(
@@ -198,12 +223,23 @@ class DiffusionModule(L.LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         if (self._batch_idx + 1) % accumulated and not self.trainer.is_last_batch:
             return
-        total = self.trainer.strategy.reduce(self._denominator, reduce_op="sum")
+        total = self._denominator.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)  # Lightning's reduce would put a barrier before it
         scale = accumulated * self.trainer.world_size / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
     # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """See :meth:`on_test_epoch_start`."""
+        self.on_test_epoch_start()
+
+    def on_test_epoch_start(self) -> None:
+        """Keep sums in float32: half-precision training casts them along with the model, and they would stop growing."""
+        for metric in (self.bound, self.accuracy):
+            metric.set_dtype(torch.float32)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add to the likelihood bound, ``val/bound`` in nats per token."""

@@ -194,7 +194,7 @@ class HubDataset(TextSource):
     def _rows(self) -> Iterator[dict[str, Any]]:
         try:
             yield from load_dataset(**self.options, streaming=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
             raise ValueError(f"HubDataset({given}) cannot be read: {reason(error)}") from error
 

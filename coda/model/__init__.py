@@ -1,7 +1,7 @@
 """The bidirectional Qwen3 and its sampler, and the ways to obtain one.
 
-The ``*_coda`` files travel with exported checkpoints as their remote code: they import torch, transformers and each other
-only.
+The ``*_coda`` files travel with exported checkpoints as their remote code: they import torch, transformers (with the hub
+package it brings) and each other only.
 """
 
 from transformers import AutoConfig, AutoModel

@@ -45,6 +45,11 @@ class Backbone(ABC):
             model.activation_checkpointing_enable()
         return model
 
+    @property
+    @abstractmethod
+    def positions(self) -> int:
+        """Longest row, in tokens."""
+
     @abstractmethod
     def create(self, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> CoDALanguageModel:
         """Build the model; :meth:`build` does the rest."""
@@ -105,6 +110,11 @@ class ScratchBackbone(Backbone):
         }
         self.vocab_size = vocab_size
 
+    @property
+    def positions(self) -> int:
+        """See :class:`Backbone`."""
+        return int(self.settings["max_position_embeddings"])
+
     def create(self, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> CoDALanguageModel:
         """See :meth:`Backbone.create`."""
         size = self.vocab_size or _rounded(len(tokenizer))
@@ -138,20 +148,32 @@ class PretrainedBackbone(Backbone):
         self.path = path
         self.revision = revision
 
+    @property
+    def positions(self) -> int:
+        """See :class:`Backbone`."""
+        return self._config().max_position_embeddings
+
+    def _config(self) -> CoDAConfig:
+        try:
+            return CoDAConfig.from_pretrained(self.path, revision=self.revision)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"model.backbone path is {self.path}, where no model can be loaded; give a checkpoint folder or a hub name "
+            f"({error})"
+        )
+
     def create(self, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> CoDALanguageModel:
         """See :meth:`Backbone.create`."""
         options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": self.attn_implementation}
+        if not load_weights:
+            return CoDALanguageModel._from_config(self._config(), **options)
         try:
-            if load_weights:
-                return CoDALanguageModel.from_pretrained(self.path, revision=self.revision, **options)
-            return CoDALanguageModel._from_config(
-                CoDAConfig.from_pretrained(self.path, revision=self.revision), **options
-            )
+            return CoDALanguageModel.from_pretrained(self.path, revision=self.revision, **options)
         except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"model.backbone path is {self.path}, where no model can be loaded; give a checkpoint folder or a hub name "
-                f"({error})"
-            ) from error
+            raise self._unreadable(error) from error
 
 
 def fit_vocabulary(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -26,8 +26,8 @@ def masked_linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the cross-entropies of N targets under the logits ``hidden @ weight.T``.
 
-    Matrix products run in autocast's dtype where autocast is on, else in the dtype of ``hidden``; the softmax and the
-    accumulated gradient of ``weight`` are float32 at least.
+    Matrix products run in autocast's dtype where autocast is on, else in the dtype of ``hidden`` (float16: in float32);
+    the softmax and the accumulated gradient of ``weight`` are float32 at least.
 
     Args:
         hidden: [N, H], final hidden states at the positions that predict the targets, and no others.
@@ -50,6 +50,9 @@ def masked_linear_cross_entropy(
     device_type = hidden.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
+    if dtype == torch.float16:
+        # The gradients are made before a loss scale reaches them, and float16 has not the range for them unscaled.
+        dtype = torch.float32
     with torch.autocast(device_type, enabled=False):
         # `grad_enabled` must be read here: inside an autograd function it is always off.
         args = (hidden, weight, target, token_weight, chunk_size, dtype, torch.is_grad_enabled())
