@@ -13,7 +13,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import main as entry  # noqa: F401  (registers the short class names)
+import main as entry  # also registers the short class names
 from coda.cli import CodaCLI
 from coda.masking import BlockMasking, PerEpoch, ProgressiveMasking
 from coda.model import PretrainedBackbone, ScratchBackbone
@@ -146,6 +146,34 @@ def test_a_bad_setting_is_an_error_that_names_it(
         cli(*base, *args)
     message = f"{error.value} {capsys.readouterr().err}"
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model.init_from", "nowhere"], ["model.init_from", "nowhere"]),
+        (["--model.backbone", "PretrainedBackbone", "--model.backbone.path", "nowhere"], ["model.backbone", "nowhere"]),
+        (["--model.backbone.max_position_embeddings", "32"], ["data.sequence_length is 64", "32 positions"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["--ckpt_path nowhere.ckpt"]),
+        (["--trainer.max_steps", "0"], ["trainer.max_steps is 0"]),
+        (["--data.tokenizer", "nowhere"], ["data.tokenizer is 'nowhere'"]),
+        (["--data.sources+=TextFiles", "--data.sources.paths=[nowhere]"], ["TextFiles.paths names nowhere"]),
+        (["--data.vocab_size", "100"], ["data.vocab_size is 100"]),
+    ],
+)
+def test_what_cannot_run_is_one_line_and_leaves_nothing_behind(
+    args: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["main.py", "fit", "--config", "quickstart.yaml", *args])
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    message = str(stopped.value.code)
+    assert message.startswith("error: ")
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "cache" / "corpora").exists()
 
 
 def run(

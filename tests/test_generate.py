@@ -169,3 +169,9 @@ def test_the_real_tokenizer_keeps_code_as_it_is() -> None:
     assert real.decode(ids[0, gap.stop :]) == SUFFIX
     assert build_canvas(real, "", "", masks=1)[0].tolist() == [[151_643, 151_669]]
     assert text_of(real, torch.tensor([*real("x = 1")["input_ids"], 151_645, 0])) == "x = 1"
+
+
+def test_gaps_written_into_the_prompt_are_filled_and_shown(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, folder, prompt="def f(<|mask|><|mask|>):\n", max_new_tokens=0)
+    assert "<|mask|>" not in text
+    assert text.startswith("def f(")

@@ -233,6 +233,36 @@ def test_validation_is_the_bound_whatever_the_training_and_repeats_exactly(corpu
     assert abs(values[0] - torch.tensor(320.0).log()) < 0.5  # random weights know no more than the uniform distribution
 
 
+def test_the_bound_is_the_same_sum_in_half_precision(corpus: Path, tmp_path: Path) -> None:
+    """Sums kept in bfloat16 stop growing after 256 terms of the same size."""
+    model = module()
+    trainer(tmp_path, limit_val_batches=1, precision="bf16-true").validate(model, data(corpus), verbose=False)
+    for metric in (model.bound, model.accuracy):
+        with torch.inference_mode():  # as in validation
+            for _ in range(1000):
+                metric.update(torch.tensor(5.0), torch.tensor(8191.0))
+        assert metric.value.dtype == metric.weight.dtype == torch.float32
+        assert abs(float(metric.compute()) - 5.0) < 0.01
+
+
+def test_weights_trained_without_shift_are_not_continued_with_it(corpus: Path, tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(module(objective=DiffusionObjective(shift=False)), data(corpus))
+    fit.save_checkpoint(tmp_path / "unshifted.ckpt")
+    with pytest.raises(ValueError, match=r"model\.init_from: .*shift False, but model\.objective\.shift is True"):
+        trainer(tmp_path).fit(module(init_from=str(tmp_path / "unshifted.ckpt")), data(corpus))
+
+
+def test_the_logged_loss_is_that_of_the_whole_step(corpus: Path, tmp_path: Path) -> None:
+    logged = []
+    for parts in (1, 4):
+        objective = DiffusionObjective(time=AlwaysOne())
+        fit = trainer(tmp_path, max_steps=1, precision="64-true", accumulate_grad_batches=parts, log_every_n_steps=1)
+        fit.fit(module(masking=TokenMasking(), objective=objective), data(corpus))
+        logged.append(float(fit.logged_metrics["train/loss"]))
+    assert logged[0] == pytest.approx(logged[1], rel=1e-9)
+
+
 def test_annealing_restricts_attention_early_and_not_at_the_end(corpus: Path, tmp_path: Path) -> None:
     restricted: list[bool] = []
 

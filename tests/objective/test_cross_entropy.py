@@ -178,3 +178,16 @@ def test_the_gradient_of_a_bfloat16_head_is_accumulated_in_float32() -> None:
     ours = torch.autograd.grad(loss, head)[0]
     assert ours.dtype == torch.bfloat16
     assert relative_error(ours, expected) < 0.02
+
+
+def test_float16_gradients_are_made_in_float32() -> None:
+    """A weight gradient of 2.9e5 is past float16, and no loss scale that comes later can bring it back."""
+    hidden = torch.zeros(600, 4, dtype=torch.float16)
+    hidden[:, 0] = 60.0
+    hidden.requires_grad_()
+    head = torch.zeros(8, 4, requires_grad=True)
+    loss, _, _ = masked_linear_cross_entropy(hidden, head, torch.zeros(600, dtype=torch.long), torch.full((600,), 9.0))
+    loss.backward()
+    assert head.grad is not None
+    assert head.grad.isfinite().all()
+    assert head.grad[0, 0] == pytest.approx(-600 * 60 * 9 * 7 / 8, rel=1e-3)
