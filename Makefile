@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml
 quickstart: $(VENV)/.ready ## train a small diffusion coder on real code, then fill in a function body with it
 	$(VENV)/bin/python main.py fit --config configs/quickstart.yaml
 	$(VENV)/bin/python -m coda.generate --model $$(ls -td runs/quickstart/*/export | head -1) \
-		--prompt $$'def read_data(path, name=None):\n' --suffix $$'\n    return data\n' --max_new_tokens 24
+		--prompt $$'    def __init__(self, name, value):\n' --suffix $$'\n        self.value = value\n' --max_new_tokens 16
 
 test: $(VENV)/.ready ## run all tests
 	$(VENV)/bin/python -m pytest
