@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from callbacks.steps import ends_step
 from callbacks.throughput import paused
 from coda.generate import build_canvas, text_of
 from coda.model import CoDAGenerationConfig
+from coda.module import ends_step
 
 # (name, prompt, suffix): a prefix to continue, spans to fill in, and nothing at all.
 PROMPTS = [

@@ -2,10 +2,7 @@
 
 from lightning import Trainer
 
-
-def ends_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether an optimizer step ends with this micro-batch."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+from coda.module import ends_step
 
 
 def is_logging_step(trainer: Trainer, batch_idx: int) -> bool:

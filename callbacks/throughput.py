@@ -77,13 +77,10 @@ def paused(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        _forget(trainer, time.perf_counter() - start)
-
-
-def _forget(trainer: Trainer, seconds: float) -> None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Throughput):
-            callback.clock += seconds
+        seconds = time.perf_counter() - start
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                callback.clock += seconds
 
 
 def _wait_for(device: torch.device) -> None:

@@ -220,13 +220,12 @@ class DiffusionModule(L.LightningModule):
         The denominator is only known once all micro-batches of all ranks are masked. The Trainer divided the sum by the
         number of micro-batches and the strategy by the number of ranks; both are undone here.
         """
-        accumulated = self.trainer.accumulate_grad_batches
-        if (self._batch_idx + 1) % accumulated and not self.trainer.is_last_batch:
+        if not ends_step(self.trainer, self._batch_idx):
             return
         total = self._denominator.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)  # Lightning's reduce would put a barrier before it
-        scale = accumulated * self.trainer.world_size / total.clamp(min=1)
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
@@ -290,3 +289,8 @@ class DiffusionModule(L.LightningModule):
         """Give the output head its own weights if those of the checkpoint are."""
         if not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
             untie(self.backbone)
+
+
+def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether an optimizer step ends with this micro-batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
