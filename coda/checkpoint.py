@@ -44,7 +44,7 @@ def load_model(source: str, **options: Any) -> tuple[CoDALanguageModel, PreTrain
     try:
         return CoDALanguageModel.from_pretrained(source, **options), load_tokenizer(source)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
+        raise _absent("model", source, error) from error
 
 
 def read_config(source: str) -> CoDAConfig:
@@ -54,7 +54,7 @@ def read_config(source: str) -> CoDAConfig:
     try:
         return CoDAConfig.from_pretrained(source)
     except OSError as error:
-        raise ValueError(f"no model at {source!r}; give a .ckpt, an exported folder or a hub name ({error})") from error
+        raise _absent("model", source, error) from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -105,9 +105,7 @@ def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         try:
             theirs = AutoTokenizer.from_pretrained(source).get_vocab()
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no tokenizer at {source!r}; give a .ckpt, an exported folder or a hub name ({error})"
-            ) from error
+            raise _absent("tokenizer", source, error) from error
     ours = tokenizer.get_vocab()
     differing = sum(ours.get(token) != index for token, index in theirs.items())
     if differing:
@@ -122,6 +120,10 @@ def _tokenizer_from(checkpoint: dict[str, Any]) -> PreTrainedTokenizerBase:
         for name, text in checkpoint[RECORD]["tokenizer"].items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         return load_tokenizer(folder)
+
+
+def _absent(what: str, source: str, error: Exception) -> ValueError:
+    return ValueError(f"no {what} at {source!r}; give a .ckpt, an exported folder or a hub name ({error})")
 
 
 def _shape(weights: dict[str, Tensor], key: str) -> list[int] | str:

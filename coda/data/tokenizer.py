@@ -50,7 +50,7 @@ def with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeniz
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(separator_id(tokenizer))
     return tokenizer
 
 
