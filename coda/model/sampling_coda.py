@@ -1,6 +1,4 @@
-"""What one denoising step draws: a token for every masked position, how sure the model is of it, and the noise for both."""
-
-from collections.abc import Callable
+"""Drawing tokens, and the counter-based noise that all random choices of the sampler use."""
 
 import torch
 from torch import Tensor
@@ -39,15 +37,6 @@ def _best(scores: Tensor, count: int, total: Tensor) -> tuple[Tensor, Tensor]:
     return (values - total[:, None]).exp(), ids
 
 
-# Confidence in each predicted token [M], from the model's own log-probabilities [M, V] before temperature and truncation.
-CONFIDENCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "origin": lambda log_probs, token: torch.zeros_like(log_probs[:, 0]),
-    "maskgit_plus": lambda log_probs, token: log_probs.gather(1, token[:, None]).squeeze(1),
-    "topk_margin": lambda log_probs, token: -log_probs.topk(2).values.exp().diff(dim=-1).squeeze(1),
-    "entropy": lambda log_probs, token: -torch.special.entr(log_probs.exp()).sum(dim=-1),
-}
-
-
 def row_noise(seeds: Tensor, counter: int, length: int) -> Tensor:
     """Uniform numbers in [0, 1), float32 [B, length], a pure function of (seed of the row, counter, position).
 
@@ -65,4 +54,4 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-__all__ = ["CONFIDENCE", "row_noise", "sample_token"]
+__all__ = ["row_noise", "sample_token"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from coda.model import CoDAConfig, CoDAGenerationOutput, CoDALanguageModel
-from coda.model import generation_coda as module
+from coda.model import prediction_coda as module
 
 VOCAB, MASK, PAD = 40, 39, 0
 ALGORITHMS = ["origin", "maskgit_plus", "topk_margin", "entropy"]
