@@ -16,17 +16,22 @@ from coda.data.tokenizer import separator_id
 
 
 class DraftStreamer(TextDiffusionStreamer):
-    """Shows each draft in place, with a light block for every token that is still masked."""
+    """Shows each draft in place behind the final text, with a light block for every token that is still masked."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        self.final: list[int] = []
 
     def put_draft(self, value: Tensor, **kwargs: Any) -> None:
-        """Print the draft [1, L] over the last one."""
-        text = self.tokenizer.decode(value[0]).replace(self.tokenizer.mask_token, "░")
+        """Print the draft [1, n] over the last one."""
+        text = self.tokenizer.decode(self.final + value[0].tolist()).replace(self.tokenizer.mask_token, "░")
         self._clear_draft()
         print(f"\0337\033[33m{text}\033[0m", end="", flush=True)
         self._has_draft = True
 
     def put(self, value: Tensor) -> None:
-        """Clear the draft; the caller prints the result."""
+        """Remember final text [1, n]; the caller prints the result."""
+        self.final += value[0].tolist()
         self._clear_draft()
 
     def end(self) -> None:

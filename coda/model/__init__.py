@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModel
 from coda.model.annealing import AttentionAnnealing, RandomAnnealing
 from coda.model.backbone import Backbone, PretrainedBackbone, ScratchBackbone
 from coda.model.configuration_coda import CoDAConfig
-from coda.model.generation_coda import CoDAGenerationConfig, CoDAGenerationOutput
+from coda.model.generation_coda import CoDAGenerationConfig, CoDAGenerationOutput, Infilling
 from coda.model.modeling_coda import CoDALanguageModel, CoDAOutput
+from coda.model.streaming_coda import RowStreamers
 
 AutoConfig.register("CoDA", CoDAConfig)
 AutoModel.register(CoDAConfig, CoDALanguageModel)
@@ -23,7 +24,9 @@ __all__ = [
     "CoDAGenerationOutput",
     "CoDALanguageModel",
     "CoDAOutput",
+    "Infilling",
     "PretrainedBackbone",
     "RandomAnnealing",
+    "RowStreamers",
     "ScratchBackbone",
 ]

@@ -15,10 +15,12 @@ from .canvas_coda import Canvas
 from .decoding_coda import Components, Decoder
 from .generation_config_coda import CoDAGenerationConfig
 from .guide_coda import Guided
+from .infilling_coda import Infilling, infill
 from .prediction_coda import CONFIDENCE, MEASURES, Predictor
 from .remasking_coda import ConfidenceDrop, ReMDM
 from .selection_coda import RULES, Bernoulli, CommitRule, Scheduled
 from .stopping_coda import Stopping
+from .streaming_coda import Stream
 
 XLA_MULTIPLE = 128  # lengths are rounded up to this where every new shape is compiled
 
@@ -68,8 +70,8 @@ class CoDAGenerationMixin:
             inputs: int64 [B, L], prompts, padded left or right.
             attention_mask: [B, L], zero at padding; None means that there is none.
             generation_config: Settings; None takes the model's own.
-            streamer: Receives the canvas through ``put_draft`` after every step, and through ``put`` what is final, from
-                the left, whenever a block has ended.
+            streamer: Receives the prompt and what becomes final through ``put``, drafts through ``put_draft``; see
+                ``Stream``. ``RowStreamers`` takes more than one row.
             logits_processor: Called with the rows' canvases and the logits of the masked positions.
             stopping_criteria: Called with the committed tokens of a row, from the left.
             **overrides: Single settings, see :class:`CoDAGenerationConfig`. ``commit``, ``cache``, ``remasking`` and
@@ -116,6 +118,10 @@ class CoDAGenerationMixin:
             acceptance_rate=rule.accepted / rule.drafted if isinstance(rule, Guided) else None,
             guide_nfe=rule.nfe if isinstance(rule, Guided) else None,
         )
+
+    def diffusion_infill(self: Any, parts: list[list[int]], lengths: list[int], **settings: Any) -> Infilling:
+        """Fill gaps of unknown length between ``parts``, see :func:`infill`."""
+        return infill(self, parts, lengths, **settings)
 
 
 def build(
@@ -186,30 +192,21 @@ def _checked_guide(model: Any, guide: Any) -> Any:
 def _decode(decoder: Decoder, streamer: BaseStreamer | None, keeps_history: bool) -> list[Tensor]:
     """Take all steps; return the canvas after each, if asked for."""
     history: list[Tensor] = []
-    sent = 0
+    stream = None if streamer is None else Stream(streamer, decoder.canvas.mask_id)
+    if stream is not None:
+        stream.final(decoder.canvas.restore()[0])
     while not decoder.finished:
         ended = decoder.step()
-        if not keeps_history and streamer is None:
+        if not keeps_history and stream is None:
             continue
         drafts = decoder.canvas.restore()[0]
         if keeps_history:
             history.append(drafts)
-        if streamer is not None:
-            if hasattr(streamer, "put_draft"):
-                streamer.put_draft(drafts.cpu())
+        if stream is not None:
+            stream.draft(drafts)
             if ended:
-                final = decoder.canvas.width if decoder.finished else _final_columns(drafts, decoder.canvas.mask_id)
-                if final > sent:
-                    streamer.put(drafts[:, sent:final].cpu())
-                sent = max(sent, final)
-    if streamer is not None:
-        streamer.end()
+                stream.final(drafts, decoder.finished)
     return history
-
-
-def _final_columns(drafts: Tensor, mask_id: int) -> int:
-    """Columns before the first one in which some row is masked."""
-    return int((~(drafts == mask_id).any(dim=0)).int().cumprod(dim=0).sum())
 
 
 def _masked_columns(canvas: Canvas) -> list[list[int]]:
@@ -236,4 +233,4 @@ def _row_seeds(seed: int | list[int] | None, ids: Tensor) -> Tensor:
     return torch.tensor(seed, device=ids.device)
 
 
-__all__ = ["CoDAGenerationConfig", "CoDAGenerationMixin", "CoDAGenerationOutput"]
+__all__ = ["CoDAGenerationConfig", "CoDAGenerationMixin", "CoDAGenerationOutput", "Infilling"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from coda.model import CoDAConfig, CoDAGenerationOutput, CoDALanguageModel
+from coda.model import CoDAGenerationOutput, CoDALanguageModel
 from coda.model import prediction_coda as module
+from tests.model.decoding import MASK, NEW, PROMPTS, assert_rows_are_independent, generate, padded, small_model
 
-VOCAB, MASK, PAD = 40, 39, 0
 ALGORITHMS = ["origin", "maskgit_plus", "topk_margin", "entropy"]
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -21,43 +21,13 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "alg_temp": {"temperature": 0.0, "alg_temp": 0.5},
     "all": {"temperature": 0.9, "top_p": 0.9, "top_k": 10, "alg_temp": 0.3},
 }
-# Lengths differ, and so do the numbers of masks: several spans, at different places, and none at all.
-PROMPTS = [
-    [5, 8, MASK, MASK, 9, 4, MASK, 7, 21, MASK, MASK, MASK, 3],
-    [11],
-    [30, 2, MASK, 6, 6],
-    [17, 18, 19, 20, 21, 22, 23, 24],
-]
-SEEDS = [11, 5, 2**40, -3]
-NEW = 7
 every_algorithm = pytest.mark.parametrize("alg", ALGORITHMS)
 every_sampling = pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING.keys())
 
 
 @pytest.fixture(scope="module")
 def model() -> CoDALanguageModel:
-    """Float64, and weights large enough for peaked and varied predictions."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    config = CoDAConfig(**sizes, **heads, initializer_range=0.3, mask_token_id=MASK, pad_token_id=PAD)
-    return CoDALanguageModel._from_config(config, dtype=torch.float64).eval()
-
-
-def padded(side: str) -> tuple[Tensor, Tensor]:
-    """``PROMPTS`` as one batch [B, L], filled up on ``side``, with the attention mask."""
-    longest = max(map(len, PROMPTS))
-    rows, masks = [], []
-    for prompt in PROMPTS:
-        fill, real = [PAD] * (longest - len(prompt)), [1] * len(prompt)
-        rows.append(fill + prompt if side == "left" else prompt + fill)
-        masks.append([0] * len(fill) + real if side == "left" else real + [0] * len(fill))
-    return torch.tensor(rows), torch.tensor(masks)
-
-
-def generate(model: CoDALanguageModel, inputs: Any, attention_mask: Tensor | None = None, **settings: Any) -> Any:
-    settings = {"max_new_tokens": NEW, "return_dict_in_generate": True, "output_history": True} | settings
-    return model.diffusion_generate(torch.as_tensor(inputs), attention_mask, **settings)
+    return small_model()
 
 
 def masks_left(out: CoDAGenerationOutput, valid: Tensor) -> list[list[int]]:
@@ -72,13 +42,7 @@ def masks_left(out: CoDAGenerationOutput, valid: Tensor) -> list[list[int]]:
 def test_a_row_in_a_batch_is_the_row_alone(
     model: CoDALanguageModel, alg: str, sampling: dict[str, Any], side: str, steps: int | None
 ) -> None:
-    inputs, mask = padded(side)
-    settings = {"alg": alg, "steps": steps, **sampling}
-    batch = generate(model, inputs, mask, seed=SEEDS, **settings).sequences
-    valid = torch.nn.functional.pad(mask.bool(), (0, NEW), value=True)
-    for row, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
-        alone = generate(model, [prompt], seed=[seed], **settings).sequences[0]
-        assert batch[row][valid[row]].tolist() == alone.tolist()
+    assert_rows_are_independent(model, side, alg=alg, steps=steps, **sampling)
 
 
 @every_algorithm
@@ -197,13 +161,15 @@ class Recorder(BaseStreamer):
         self.events.append(("end", None))
 
 
-def test_the_streamer_gets_every_draft_the_result_and_the_end(model: CoDALanguageModel) -> None:
+def test_the_streamer_gets_the_prompt_every_draft_the_result_and_the_end(model: CoDALanguageModel) -> None:
+    """The prompt's first two tokens are final from the start; all else is a draft until the end."""
     streamer = Recorder()
     out = generate(model, [PROMPTS[0]], steps=4, seed=0, streamer=streamer)
     names, values = zip(*streamer.events, strict=True)
-    assert list(names) == ["draft"] * 4 + ["put", "end"]
-    assert all(torch.equal(draft, canvas) for draft, canvas in zip(values[:4], out.history, strict=True))
-    assert torch.equal(values[4], out.sequences)
+    assert list(names) == ["put"] + ["draft"] * 4 + ["put", "end"]
+    assert values[0].tolist() == [PROMPTS[0][:2]]
+    assert all(torch.equal(draft, canvas[:, 2:]) for draft, canvas in zip(values[1:5], out.history, strict=True))
+    assert torch.equal(torch.cat([values[0], values[5]], dim=1), out.sequences)
 
 
 def test_plain_ids_come_back_unless_more_is_asked_for(model: CoDALanguageModel) -> None:
