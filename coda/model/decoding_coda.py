@@ -93,10 +93,12 @@ class Decoder:
         return some
 
     def _inside(self, blocks: list[Block]) -> Tensor:
-        """The columns of each row's block, bool [b, L]."""
+        """The columns of each row's block, bool [b, L]; none of a row that is done."""
         device = self.canvas.ids.device
         columns = torch.arange(self.canvas.ids.shape[1], device=device)
-        spans = torch.tensor([(block.start, block.stop) for block in blocks], device=device)
+        done = self.plan.done
+        ends = [(0, 0) if over else (block.start, block.stop) for block, over in zip(blocks, done, strict=True)]
+        spans = torch.tensor(ends, device=device)
         return (columns >= spans[:, :1]) & (columns < spans[:, 1:])
 
     def _remask(self, remasking: Remasking, inside: Tensor, blocks: list[Block]) -> None:
