@@ -1,5 +1,6 @@
 """The one decoding loop: every method is a component of it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,7 @@ class Decoder:
         self._current = candidates.log_probs
         chosen = self.parts.rule.choose(candidates)
         self.canvas.commit(chosen, candidates.tokens, candidates.log_probs)
+        _end_of_step(self.seeds.device)
         left, ended = self._outcome(inside, blocks)
         self.steps += 1
         some = self.plan.advance(left, ended)
@@ -194,6 +196,12 @@ class Decoder:
         for holder in (self.canvas, self.plan, parts.rule, parts.cache, parts.remasking, parts.stopping):
             if holder is not None:
                 holder.keep(staying)
+
+
+def _end_of_step(device: torch.device) -> None:
+    """Tell XLA to run what it has recorded: a graph that grew from step to step would be compiled at each."""
+    if device.type == "xla":
+        sys.modules["torch_xla"].sync()  # there is no such device without it
 
 
 __all__ = ["Components", "Decoder"]

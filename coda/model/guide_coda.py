@@ -71,7 +71,7 @@ class Guided(CommitRule):
         assert candidates.logits is not None
         guided = logits.to(candidates.logits.dtype).log_softmax(dim=-1)
         mixed = self.weight * candidates.logits.log_softmax(dim=-1) + (1 - self.weight) * guided
-        mixed[:, self.predictor.mask_id] = torch.finfo(mixed.dtype).min
+        mixed[:, self.predictor.mask_id] = -torch.inf
         return mixed
 
     def _causal(self, ids: Tensor, columns: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from .sampling_coda import sample_token
+from .sampling_coda import sample_token, weights
 
 LOGITS_CHUNK = 1024  # positions whose logits are held at once
-CPU_PIECE = 4  # positions that all passes over the vocabulary see in turn, so that a CPU's cache holds their logits
+CPU_PIECE = 16  # positions that all passes over the vocabulary see in turn, so that a CPU's cache holds their logits
 
 
 @dataclass
@@ -82,11 +82,9 @@ class Predictor:
             states, uniform, present, row = chunk
             logits = self.lm_head(states)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            # The lowest finite number: -inf times a probability of zero would be no number.
-            lowest = torch.finfo(logits.dtype).min
             if self.processors:
-                logits = self.processors(canvas[row], logits).clamp(min=lowest)
-            logits[:, self.mask_id] = lowest
+                logits = self.processors(canvas[row], logits)
+            logits[:, self.mask_id] = -torch.inf
             piece = CPU_PIECE if logits.device.type == "cpu" else LOGITS_CHUNK
             pieces = (x.split(piece) for x in (logits, uniform, present))
             parts += [self._read(*piece) for piece in zip(*pieces, strict=True)]
@@ -101,7 +99,7 @@ class Predictor:
         kept = logits.clone() if "logits" in self.wanted else None
         centred = logits.sub_(logits.amax(dim=-1, keepdim=True))
         drawn = centred.gather(1, tokens[:, None]).squeeze(1)
-        weight = centred.exp()
+        weight = weights(centred)
         total = weight.sum(dim=-1)
         margin = entropy = None
         if "margin" in self.wanted:
