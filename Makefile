@@ -43,6 +43,7 @@ format: $(VENV)/.ready ## let ruff format the code
 bench: $(VENV)/.ready ## measure speed and memory; prints the tables of benchmarks/RESULTS.md
 	$(VENV)/bin/python -m benchmarks.training_step
 	$(VENV)/bin/python -m benchmarks.masking
+	$(VENV)/bin/python -m benchmarks.decoding
 
 tensorboard: $(VENV)/.ready ## watch the curves and samples of all runs
 	$(VENV)/bin/tensorboard --logdir runs

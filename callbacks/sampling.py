@@ -40,6 +40,7 @@ class DiffusionSampling(Callback):
         alg: The sampler's choice of tokens.
         temperature: 0 takes the most probable token.
         top_p: Sample from the smallest set of tokens with this much probability.
+        decoding: Further settings of the sampler, for example ``{block_length: 32, cache: dual, threshold: 0.9}``.
         exact_match_rows: Held-out rows for infilling exact match; 0 leaves it out.
         exact_match_span: Masked tokens in the middle of each of them.
         history_frames: Denoising steps shown of the first sample.
@@ -55,6 +56,7 @@ class DiffusionSampling(Callback):
         alg: str = "entropy",
         temperature: float = 0.1,
         top_p: float | None = 0.9,
+        decoding: dict[str, Any] | None = None,
         exact_match_rows: int = 16,
         exact_match_span: int = 4,
         history_frames: int = 8,
@@ -68,8 +70,10 @@ class DiffusionSampling(Callback):
         self.history_frames = history_frames
         self.exact_match_rows = exact_match_rows
         self.exact_match_span = exact_match_span
-        self.settings = {"steps": steps, "alg": alg, "temperature": temperature, "top_p": top_p, "seed": seed}
-        CoDAGenerationConfig(**self.settings).validate()
+        self.settings: dict[str, Any] = {"steps": steps, "alg": alg, "temperature": temperature, "top_p": top_p}
+        self.settings["seed"] = seed
+        self.settings |= decoding or {}
+        CoDAGenerationConfig(**self.settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first step, not at the first sampling, what cannot be decoded.

@@ -4,6 +4,7 @@
 """
 
 import sys
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TextDiffusionStreamer
 
 from coda.checkpoint import load_model
 from coda.data.tokenizer import separator_id
+from coda.model import CoDAGenerationConfig, CoDALanguageModel
 
 
 class DraftStreamer(TextDiffusionStreamer):
@@ -57,20 +59,62 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     return str(tokenizer.decode(ids[: int(ends[0])] if len(ends) else ids))
 
 
+@dataclass
+class Decoding:
+    """How to decode. What the network is not asked for under a method, and which of them are exact: see the README.
+
+    Args:
+        max_new_tokens: Length of the gap, in tokens; 0 fills only gaps written as <|mask|>.
+        num_return_sequences: Samples to print.
+        steps: Denoising steps; null commits one token per step. At most one of this and the next four.
+        tokens_per_step: Commit this many tokens at every step.
+        threshold: Commit all tokens of at least this probability.
+        factor: Commit the n most probable tokens with (n + 1)(1 - p_n) below this.
+        entropy_bound: Commit tokens while their summed minus largest entropy is at most this.
+        alg: origin, maskgit_plus, topk_margin or entropy.
+        alg_temp: Randomness in the order of decoding.
+        temperature: 0 takes the most probable token.
+        top_p: Sample from the smallest set of tokens with this much probability.
+        top_k: Sample from this many most probable tokens.
+        block_length: Decode blocks of this many tokens from left to right; null decodes the gap as one.
+        cache: none, prefix or dual: keys and values from outside the block are reused.
+        cache_refresh: Compute them again every so many steps within a block.
+        remasking: remdm or confidence_drop make committed tokens masks again.
+        remasking_rate: Its largest probability per step, or the fall in probability.
+        guide_weight: Of the draft in the distribution that a guide checks.
+        seed: Of all randomness.
+    """
+
+    max_new_tokens: int = 64
+    num_return_sequences: int = 1
+    steps: int | None = None
+    tokens_per_step: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    alg: str = "entropy"
+    alg_temp: float = 0.0
+    temperature: float = 0.1
+    top_p: float | None = 0.9
+    top_k: int | None = None
+    block_length: int | None = None
+    cache: str = "none"
+    cache_refresh: int | None = None
+    remasking: str | None = None
+    remasking_rate: float | None = None
+    guide_weight: float = 0.0
+    seed: int = 0
+
+
 def main(
     model: str,
     prompt: str = "",
     suffix: str = "",
-    max_new_tokens: int = 64,
-    steps: int | None = None,
-    alg: str = "entropy",
-    temperature: float = 0.1,
-    top_p: float | None = 0.9,
-    top_k: int | None = None,
-    alg_temp: float = 0.0,
-    seed: int = 0,
+    gap_lengths: list[int] | None = None,
+    guide: str | None = None,
     stream: bool = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    **decoding: Any,
 ) -> None:
     """Generate code with a diffusion language model and print it.
 
@@ -78,36 +122,44 @@ def main(
         model: An exported folder, a .ckpt or a Hugging Face name.
         prompt: Text before the gap, as it is (in bash, $'...\\n' writes line breaks).
         suffix: Text behind the gap.
-        max_new_tokens: Length of the gap, in tokens; 0 fills only gaps written as <|mask|>.
-        steps: Denoising steps; null commits one token per step.
-        alg: origin, maskgit_plus, topk_margin or entropy.
-        temperature: 0 takes the most probable token.
-        top_p: Sample from the smallest set of tokens with this much probability.
-        top_k: Sample from this many most probable tokens.
-        alg_temp: Randomness in the order of decoding.
-        seed: Of all randomness.
+        gap_lengths: Lengths of the gap to try, for example [4,8,16]; the most probable text per token is kept.
+        guide: Verifies drafts from left to right: an autoregressive model, or "self" for this one's causal pass.
         stream: Show the drafts as they form.
         device: Where to run.
+        **decoding: See :class:`Decoding`.
     """
+    settings = asdict(Decoding(**decoding))
+    masks = settings.pop("max_new_tokens")
+    CoDAGenerationConfig(**settings, guide=guide and "self")  # says what is wrong before the weights are read
+    if stream and (gap_lengths or settings["num_return_sequences"] > 1):
+        raise ValueError("stream shows one draft; leave out gap_lengths and num_return_sequences, or do not stream")
     language_model, tokenizer = load_model(model)
     language_model.eval().to(device)
-    ids, gap = build_canvas(tokenizer, prompt, suffix, max_new_tokens)
-    sequences = language_model.diffusion_generate(
-        ids.to(device),
-        max_new_tokens=0,
-        steps=steps,
-        alg=alg,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        alg_temp=alg_temp,
-        seed=seed,
-        streamer=DraftStreamer(tokenizer) if stream else None,
-    )
-    if str(tokenizer.mask_token) in prompt + suffix:  # gaps of the caller's own, filled as well
-        print(tokenizer.decode(sequences[0]))
-    else:
-        print(prompt + text_of(tokenizer, sequences[0, gap]) + suffix)
+    settings["guide"] = load_guide(guide, tokenizer, device)
+    if gap_lengths:
+        head, tail = (build_canvas(tokenizer, text, "", 0)[0][0].tolist() if text else [] for text in (prompt, suffix))
+        filled = language_model.diffusion_infill([head or [separator_id(tokenizer)], tail], gap_lengths, **settings)
+        print(prompt + text_of(tokenizer, filled.gaps[0]) + suffix)
+        return
+    ids, gap = build_canvas(tokenizer, prompt, suffix, masks)
+    streamer = DraftStreamer(tokenizer) if stream else None
+    sequences = language_model.diffusion_generate(ids.to(device), max_new_tokens=0, streamer=streamer, **settings)
+    for sequence in sequences:
+        if str(tokenizer.mask_token) in prompt + suffix:  # gaps of the caller's own, filled as well
+            print(tokenizer.decode(sequence))
+        else:
+            print(prompt + text_of(tokenizer, sequence[gap]) + suffix)
+
+
+def load_guide(source: str | None, tokenizer: PreTrainedTokenizerBase, device: str) -> CoDALanguageModel | str | None:
+    """Load the model that verifies drafts. Raises ValueError if its tokens have other ids."""
+    if source is None or source == "self":
+        return source
+    model, theirs = load_model(source)
+    ours = tokenizer.get_vocab()
+    if any(ours.get(token) != index for token, index in theirs.get_vocab().items()):
+        raise ValueError(f"guide is {source}, whose tokenizer is another; give a model with the tokenizer of --model")
+    return model.eval().to(device)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,47 @@ def test_without_a_prompt_a_document_is_begun(folder: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.9, "block_length": 3, "cache": "dual"},
+        {"entropy_bound": 0.5, "cache": "prefix", "cache_refresh": 2},
+        {"steps": 3, "remasking": "remdm", "remasking_rate": 0.2},
+        {"guide": "self", "block_length": 4},
+        {"gap_lengths": [2, 5]},
+        {"factor": 1.0, "alg": "maskgit_plus"},
+    ],
+    ids=str,
+)
+def test_every_method_is_at_hand(folder: str, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]) -> None:
+    text = printed(capsys, folder, prompt=PROMPT, suffix=SUFFIX, **settings)
+    assert text.startswith(PROMPT)
+    assert text.endswith(SUFFIX + "\n")
+    assert "<|mask|>" not in text
+
+
+def test_several_samples_are_printed_one_after_the_other(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, folder, prompt=PROMPT, suffix=SUFFIX, num_return_sequences=3)
+    assert text.count(PROMPT) == 3
+
+
+def test_one_draft_is_streamed_at_a_time(folder: str) -> None:
+    for settings in ({"num_return_sequences": 2}, {"gap_lengths": [2]}):
+        with pytest.raises(ValueError, match="stream shows one draft"):
+            main(folder, stream=True, **settings)
+
+
+def test_a_guide_with_other_token_ids_is_refused(folder: str, model: CoDALanguageModel, tmp_path: Path) -> None:
+    export(model, train_tokenizer(["other = words(here)"] * 3, 280), tmp_path / "other")
+    with pytest.raises(ValueError, match="whose tokenizer is another; give a model with the tokenizer of --model"):
+        main(folder, prompt=PROMPT, guide=str(tmp_path / "other"), device="cpu")
+
+
+def test_a_model_guides_itself_from_its_folder(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [printed(capsys, folder, prompt=PROMPT, guide=guide) for guide in ("self", folder)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
     "settings", [{"steps": 0}, {"alg": "beam"}, {"max_new_tokens": 0}, {"max_new_tokens": 100}], ids=str
 )
 def test_bad_settings_are_errors(folder: str, settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """``diffusion_generate``: start from masks, evaluate the network, commit some tokens, until none is masked."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,46 +86,64 @@ class CoDAGenerationMixin:
             ValueError: For a setting or prompt that cannot be decoded, before the first network evaluation.
         """
         settings = (generation_config or self.generation_config).updated(overrides)
-        multiple = settings.pad_to_multiple_of or (XLA_MULTIPLE if inputs.device.type == "xla" else None)
-        copies = settings.num_return_sequences or 1
-        inputs = inputs.repeat_interleave(copies, dim=0)
-        attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(copies, dim=0)
-        mask_id = self.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
-        canvas = Canvas(inputs, attention_mask, settings.new_tokens(inputs.shape[1]), mask_id, multiple or 1)
-        canvas.check(self.config)
-        generated = canvas.generated.sum(dim=1)
-        decoder = Decoder(
-            model=self,
-            canvas=canvas,
-            plan=Plan(_masked_columns(canvas), settings.block_length, settings.steps),
-            parts=build(self, settings, mask_id, multiple or 1, logits_processor, stopping_criteria),
-            seeds=_row_seeds(settings.seed, canvas.ids),
-            pad_id=_padding(settings, mask_id),
-            window=min(settings.block_length or canvas.ids.shape[1], canvas.ids.shape[1]) if multiple else None,
-        )
+        decoder = _prepare(self, inputs, attention_mask, settings, logits_processor, stopping_criteria)
+        generated = decoder.canvas.generated.sum(dim=1)
         history = _decode(decoder, streamer, settings.output_history)
-        sequences, log_probs = canvas.restore()
         if not settings.return_dict_in_generate:
-            return sequences
-        row_nfe = torch.tensor(decoder.row_nfe, device=sequences.device)
-        rule = decoder.parts.rule
-        return CoDAGenerationOutput(
-            sequences=sequences,
-            history=tuple(history) or None,
-            nfe=decoder.steps,
-            row_nfe=row_nfe,
-            tokens_per_nfe=generated / row_nfe.clamp(min=1),
-            log_probs=log_probs,
-            acceptance_rate=rule.accepted / rule.drafted if isinstance(rule, Guided) else None,
-            guide_nfe=rule.nfe if isinstance(rule, Guided) else None,
-        )
+            return decoder.canvas.restore()[0]
+        return _report(decoder, generated, history)
 
     def diffusion_infill(self: Any, parts: list[list[int]], lengths: list[int], **settings: Any) -> Infilling:
         """Fill gaps of unknown length between ``parts``, see :func:`infill`."""
         return infill(self, parts, lengths, **settings)
 
 
-def build(
+def _prepare(
+    model: Any,
+    inputs: Tensor,
+    attention_mask: Tensor | None,
+    settings: CoDAGenerationConfig,
+    processors: LogitsProcessorList | None,
+    criteria: StoppingCriteriaList | None,
+) -> Decoder:
+    """Lay out the canvas and choose the components. Raises ValueError for what cannot be decoded."""
+    multiple = settings.pad_to_multiple_of or (XLA_MULTIPLE if inputs.device.type == "xla" else None)
+    copies = settings.num_return_sequences or 1
+    inputs = inputs.repeat_interleave(copies, dim=0)
+    attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(copies, dim=0)
+    mask_id = model.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
+    canvas = Canvas(inputs, attention_mask, settings.new_tokens(inputs.shape[1]), mask_id, multiple or 1)
+    canvas.check(model.config)
+    length = canvas.ids.shape[1]
+    return Decoder(
+        model=model,
+        canvas=canvas,
+        plan=Plan(_masked_columns(canvas), settings.block_length, settings.steps),
+        parts=_components(model, settings, mask_id, multiple or 1, processors, criteria),
+        seeds=_row_seeds(settings.seed, canvas.ids),
+        pad_id=_padding(settings, mask_id),
+        window=min(settings.block_length or length, length) if multiple else None,
+    )
+
+
+def _report(decoder: Decoder, generated: Tensor, history: list[Tensor]) -> CoDAGenerationOutput:
+    """What ``return_dict_in_generate`` asks for; ``generated`` [B] counts the tokens of each row."""
+    sequences, log_probs = decoder.canvas.restore()
+    row_nfe = torch.tensor(decoder.row_nfe, device=sequences.device)
+    guide = decoder.parts.rule if isinstance(decoder.parts.rule, Guided) else None
+    return CoDAGenerationOutput(
+        sequences=sequences,
+        history=tuple(history) or None,
+        nfe=decoder.steps,
+        row_nfe=row_nfe,
+        tokens_per_nfe=generated / row_nfe.clamp(min=1),
+        log_probs=log_probs,
+        acceptance_rate=guide.accepted / guide.drafted if guide else None,
+        guide_nfe=guide.nfe if guide else None,
+    )
+
+
+def _components(
     model: Any,
     settings: CoDAGenerationConfig,
     mask_id: int,
@@ -140,12 +159,13 @@ def build(
     predictor = Predictor(
         model.lm_head, mask_id, settings.temperature or 0.0, settings.top_p, settings.top_k, processors=processors
     )
-    remasking, rate = settings.remasking, settings.remasking_rate or 0.0
+    # Objects of the caller's are copied: what they remember is of this decode.
+    remasking, rate = copy(settings.remasking), settings.remasking_rate or 0.0
     if isinstance(remasking, str):
         remasking = {"remdm": ReMDM(rate, settings.eps), "confidence_drop": ConfidenceDrop(rate)}[remasking]
     rule = _rule(model, settings, predictor, remasking)
     predictor.wanted = rule.wanted | MEASURES.get(settings.alg, frozenset())
-    cache = settings.cache
+    cache = copy(settings.cache)
     if isinstance(cache, str):
         cache = CACHES[cache](settings.cache_refresh, multiple) if cache in CACHES else NoCache()
     ends = settings.eos_token_id
@@ -164,7 +184,7 @@ def _rule(model: Any, settings: CoDAGenerationConfig, predictor: Predictor, rema
     if settings.guide is not None:
         return Guided(_checked_guide(model, settings.guide), settings.guide_weight, predictor)
     if settings.commit is not None:
-        return settings.commit
+        return copy(settings.commit)
     for name, rule in RULES.items():
         if getattr(settings, name) is not None:
             return rule(getattr(settings, name))
@@ -174,17 +194,22 @@ def _rule(model: Any, settings: CoDAGenerationConfig, predictor: Predictor, rema
 
 
 def _checked_guide(model: Any, guide: Any) -> Any:
-    if guide == "self":
+    if isinstance(guide, str):
         if not model.config.shift:
             raise ValueError(
                 "guide is self, but this model predicts tokens in place (shift is false), so that it never was "
                 "autoregressive; give an autoregressive model"
             )
-        return model
+        guide = model
     if guide.config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"guide has a vocabulary of {guide.config.vocab_size} tokens, the model of {model.config.vocab_size}; give a "
             "guide with the same tokenizer"
+        )
+    if "flash" in (getattr(guide.config, "_attn_implementation", None) or ""):
+        raise ValueError(
+            f"guide has attn_implementation {guide.config._attn_implementation}, which has no custom masks, but reading a "
+            "draft with a cache needs one; load it with sdpa"
         )
     return guide
 

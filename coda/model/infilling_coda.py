@@ -15,14 +15,14 @@ class Infilling(ModelOutput):
 
     Attributes:
         sequences: int64 [1, L], all parts with the gaps filled.
-        gaps: The tokens of each gap.
+        gaps: The tokens of each gap, a list of int64 [n].
         scores: Mean log-probability of the generated tokens of every candidate [N].
         lengths: The lengths of the gaps of every candidate.
         best: Which candidate was chosen.
     """
 
     sequences: Tensor | None = None
-    gaps: list[list[int]] | None = None
+    gaps: Any = None
     scores: Tensor | None = None
     lengths: list[tuple[int, ...]] | None = None
     best: int | None = None
@@ -58,10 +58,12 @@ def infill(model: Any, parts: list[list[int]], lengths: list[int], **settings: A
     valid = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     fixed = {"max_new_tokens": 0, "return_dict_in_generate": True, "eos_token_id": None}
     output = model.diffusion_generate(ids, valid, **{**settings, **fixed})
+    copies = len(output.sequences) // len(tried)  # num_return_sequences: the best of so many
+    tried = [gaps for gaps in tried for _ in range(copies)]
     scores = output.log_probs.sum(dim=1) / torch.tensor([sum(gaps) for gaps in tried], device=ids.device)
     best = int(scores.argmax())
-    sequence = output.sequences[best, : len(rows[best])]
-    return Infilling(sequence[None], _gaps(sequence.tolist(), parts, tried[best]), scores, tried, best)
+    sequence = output.sequences[best, : len(rows[best // copies])]
+    return Infilling(sequence[None], _gaps(sequence, parts, tried[best]), scores, tried, best)
 
 
 def _filled(parts: list[list[int]], gaps: list[list[int]]) -> list[int]:
@@ -71,13 +73,9 @@ def _filled(parts: list[list[int]], gaps: list[list[int]]) -> list[int]:
     return row
 
 
-def _gaps(row: list[int], parts: list[list[int]], lengths: tuple[int, ...]) -> list[list[int]]:
-    gaps, column = [], 0
-    for part, length in zip(parts, lengths, strict=False):
-        column += len(part)
-        gaps.append(row[column : column + length])
-        column += length
-    return gaps
+def _gaps(row: Tensor, parts: list[list[int]], lengths: tuple[int, ...]) -> list[Tensor]:
+    sizes = [size for part, length in zip(parts, lengths, strict=False) for size in (len(part), length)]
+    return list(row.split([*sizes, len(parts[-1])])[1::2])
 
 
 __all__ = ["Infilling", "infill"]

@@ -77,16 +77,15 @@ class Predictor:
             canvas: int64 [b, L].
         """
         parts, given = [], canvas.flatten()[index]
-        rows = index // canvas.shape[1]
-        for chunk in zip(*(x.split(LOGITS_CHUNK) for x in (hidden, noise, given, rows)), strict=True):
-            states, uniform, present, row = chunk
+        chunks = (x.split(LOGITS_CHUNK) for x in (hidden, noise, given, index // canvas.shape[1]))
+        for states, uniform, present, row in zip(*chunks, strict=True):
             logits = self.lm_head(states)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.processors:
                 logits = self.processors(canvas[row], logits)
             logits[:, self.mask_id] = -torch.inf
-            piece = CPU_PIECE if logits.device.type == "cpu" else LOGITS_CHUNK
-            pieces = (x.split(piece) for x in (logits, uniform, present))
+            size = CPU_PIECE if logits.device.type == "cpu" else LOGITS_CHUNK
+            pieces = (x.split(size) for x in (logits, uniform, present))
             parts += [self._read(*piece) for piece in zip(*pieces, strict=True)]
         return _concatenated(parts)
 

@@ -191,3 +191,17 @@ def test_what_does_not_fit_is_refused_before_training(tiny: Tiny, settings: dict
 def test_the_longest_span_and_canvas_that_fit_are_accepted(tiny: Tiny) -> None:
     settings = {"every_n_steps": 1, "exact_match_span": 30, "exact_match_rows": 1, "max_new_tokens": 90, "steps": 2}
     assert "samples/infilling_exact_match" in scalars(sampled(tiny, settings, max_steps=1))
+
+
+def test_any_method_of_the_sampler_may_be_used(tiny: Tiny) -> None:
+    decoding = {"block_length": 4, "cache": "dual", "threshold": 0.5}
+    trainer = sampled(tiny, {"every_n_steps": 6, "at_validation": False, "decoding": decoding}, limit_val_batches=0)
+    assert set(texts(trainer)) == {f"samples/{name}" for name in {*SAMPLES, "denoising"}}
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"), [({"cache": "dual"}, "cache is dual"), ({"chache": "dual"}, "chache is not a setting")]
+)
+def test_settings_that_cannot_be_followed_are_refused_at_once(decoding: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffusionSampling(decoding=decoding)

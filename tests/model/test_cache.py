@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coda.model import CoDALanguageModel
-from coda.model.cache_coda import CanvasCache
+from coda.model.cache_coda import CanvasCache, DualCache
 from tests.model.decoding import MASK, NEW, PROMPTS, assert_rows_are_independent, generate, padded, small_model
 
 every_cache = pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -44,6 +44,25 @@ def test_rows_are_independent_under_a_cache(
     assert_rows_are_independent(
         model, side, cache=cache, cache_refresh=refresh, block_length=3, temperature=0.8, **rule
     )
+
+
+@every_cache
+def test_eager_attention_gives_the_same_tokens(model: CoDALanguageModel, cache: str) -> None:
+    eager = small_model(shift=model.config.shift)
+    eager.set_attn_implementation("eager")
+    inputs, mask = padded("left")
+    settings = {"cache": cache, "block_length": 3, "seed": 0}
+    ours, theirs = (generate(network, inputs, mask, **settings).sequences for network in (model, eager))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_cache_of_the_caller_s_may_be_used_again(model: CoDALanguageModel) -> None:
+    policy = DualCache(refresh=3)
+    settings = {"block_length": 4, "seed": 0}
+    named = generate(model, [[4, 5]], cache="dual", cache_refresh=3, **settings).sequences
+    for _ in range(2):
+        assert torch.equal(generate(model, [[4, 5]], cache=policy, **settings).sequences, named)
+    generate(model, [[4, 5, 6]] * 2, cache=policy, **settings)
 
 
 def columns_computed(model: CoDALanguageModel, **settings: Any) -> list[int]:

@@ -147,7 +147,15 @@ def test_the_length_with_the_best_mean_log_probability_is_chosen(
     best = max(range(3), key=lambda i: alone[i][0])
     assert result.best == best
     assert torch.equal(result.sequences, alone[best][1])
-    assert result.gaps == [result.sequences[0, 2 : 2 + lengths[best]].tolist()]
+    assert [gap.tolist() for gap in result.gaps] == [result.sequences[0, 2 : 2 + lengths[best]].tolist()]
+
+
+def test_several_candidates_of_each_length_may_compete(model: CoDALanguageModel) -> None:
+    result = model.diffusion_infill([[5], [7]], [2, 3], seed=0, temperature=1.0, num_return_sequences=4)
+    assert result.lengths == [(2,)] * 4 + [(3,)] * 4
+    assert len(set(result.scores.tolist())) > 2
+    assert result.best == result.scores.argmax()
+    assert [5, *result.gaps[0].tolist(), 7] == result.sequences[0].tolist()
 
 
 def test_several_gaps_try_all_combinations(model: CoDALanguageModel) -> None:
@@ -155,7 +163,7 @@ def test_several_gaps_try_all_combinations(model: CoDALanguageModel) -> None:
     result = model.diffusion_infill(parts, [1, 2], seed=0)
     assert result.lengths == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert tuple(map(len, result.gaps)) == result.lengths[result.best]
-    assert [5, *result.gaps[0], 8, 9, *result.gaps[1]] == result.sequences[0].tolist()
+    assert [5, *result.gaps[0].tolist(), 8, 9, *result.gaps[1].tolist()] == result.sequences[0].tolist()
 
 
 @pytest.mark.parametrize(
