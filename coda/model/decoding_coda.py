@@ -144,10 +144,10 @@ class Decoder:
     def _index(self, eligible: Tensor, inside: Tensor, blocks: list[Block]) -> Tensor:
         """Flat canvas positions to predict, int64 [M]."""
         if self.window is not None:
-            start = torch.tensor([block.start for block in blocks], device=eligible.device)
-            columns = start[:, None] + torch.arange(self.window, device=eligible.device)
+            spans = torch.tensor([(block.start, block.stop) for block in blocks], device=eligible.device)
+            columns = spans[:, :1] + torch.arange(self.window, device=eligible.device)
             base = torch.arange(len(blocks), device=eligible.device)[:, None] * eligible.shape[1]
-            return (base + columns.clamp(max=eligible.shape[1] - 1)).flatten()
+            return (base + columns.clamp(max=spans[:, 1:] - 1)).flatten()  # short blocks repeat their last column
         if self.parts.remasking is not None and self.parts.remasking.reads_committed:
             return (inside & self.canvas.generated).flatten().nonzero().squeeze(1)
         # The number is known on the host: no step waits for the device to count.

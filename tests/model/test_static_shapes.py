@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coda.model import CoDALanguageModel
-from tests.model.decoding import NEW, assert_rows_are_independent, generate, padded, small_model
+from tests.model.decoding import MASK, NEW, assert_rows_are_independent, generate, padded, small_model
 
 METHODS: list[dict[str, Any]] = [
     {},
@@ -36,6 +36,15 @@ def test_fixed_shapes_change_no_token(model: CoDALanguageModel, method: dict[str
     assert torch.equal(free.sequences, fixed.sequences)
     assert torch.equal(free.row_nfe, fixed.row_nfe)
     torch.testing.assert_close(free.log_probs, fixed.log_probs)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_blocks_shorter_than_the_window_read_no_other_row(model: CoDALanguageModel, cache: str) -> None:
+    """The last row has a block of two tokens, and a window of 12 columns that reaches behind the canvas."""
+    inputs = torch.tensor([[5, 8, 9, 4, 3, 2, MASK, 1], [5, MASK, MASK, 9, 4, 3, 2, 1]])
+    settings = {"max_new_tokens": 0, "block_length": 12, "cache": cache, "seed": 0}
+    free = generate(model, inputs, **settings).sequences
+    assert torch.equal(free, generate(model, inputs, pad_to_multiple_of=2, **settings).sequences)
 
 
 def test_rows_are_independent_under_fixed_shapes(model: CoDALanguageModel) -> None:
