@@ -52,8 +52,8 @@ class Guided(CommitRule):
 
     def keep(self, rows: list[int]) -> None:
         """See :meth:`PerRow.keep`."""
-        self.known = [self.known[row] for row in rows]
         if self.cache is not None:
+            self.known = [self.known[row] for row in rows]
             self.cache.keep(rows)
 
     def _target(self, draft: Tensor, candidates: Candidates, row: Tensor, column: Tensor) -> Tensor:

@@ -117,3 +117,11 @@ def test_the_guide_reads_each_accepted_token_once(model: CoDALanguageModel, guid
     assert all(
         length == NEW - done or length == NEW - done + 1 for length, done in zip(lengths[1:], filled[1:], strict=False)
     )
+
+
+def test_a_row_without_masks_passes_through(model: CoDALanguageModel, guide: Qwen3ForCausalLM) -> None:
+    inputs = torch.tensor([[5, 6, 7, 8], [5, MASK, 3, MASK], [1, 2, 3, 4]])
+    out = generate(model, inputs, max_new_tokens=0, guide=guide, seed=0)
+    assert torch.equal(out.sequences[[0, 2]], inputs[[0, 2]])
+    assert out.row_nfe.tolist()[::2] == [0, 0]
+    assert out.sequences[1].tolist() == autoregressive(guide, inputs[1].tolist(), 0)
