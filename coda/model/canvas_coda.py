@@ -58,8 +58,8 @@ class Canvas(PerRow):
         """How many columns from the left hold no masked token, int64 [b]."""
         return (self.masked.int().cumsum(dim=1) == 0).sum(dim=1)
 
-    def check(self, config: Any) -> None:
-        """Raise ValueError if some row cannot be decoded."""
+    def check(self, config: Any, guided: bool = False) -> None:
+        """Raise ValueError if some row cannot be decoded by a model of ``config``, with a guide or without."""
         if not 0 <= self.mask_id < config.vocab_size:
             raise ValueError(
                 f"mask_token_id is {self.mask_id}, outside the model's vocabulary of {config.vocab_size}; give the id of "
@@ -74,11 +74,11 @@ class Canvas(PerRow):
                 f"prompt and new tokens take {max(self.lengths)} positions, the model has "
                 f"{config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
             )
-        if config.shift and bool(self.masked[:, 0].any()):
+        if (config.shift or guided) and bool(self.masked[:, 0].any()):
             row = int(self.masked[:, 0].nonzero()[0])
             raise ValueError(
-                f"prompt {row} starts with a masked token, which nothing predicts in a model with shifted logits; "
-                "put a token before it, for example <|endoftext|>"
+                f"prompt {row} starts with a masked token, which nothing predicts in a model with shifted logits "
+                "or under a guide; put a token before it, for example <|endoftext|>"
             )
 
     def commit(self, chosen: Tensor, tokens: Tensor, log_probs: Tensor) -> None:

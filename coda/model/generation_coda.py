@@ -113,7 +113,7 @@ def _prepare(
     attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(copies, dim=0)
     mask_id = model.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
     canvas = Canvas(inputs, attention_mask, settings.new_tokens(inputs.shape[1]), mask_id, multiple or 1)
-    canvas.check(model.config)
+    canvas.check(model.config, guided=settings.guide is not None)
     length = canvas.ids.shape[1]
     return Decoder(
         model=model,

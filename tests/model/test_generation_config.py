@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coda.model import CoDAGenerationConfig, CoDALanguageModel
-from tests.model.decoding import VOCAB, small_model
+from tests.model.decoding import MASK, VOCAB, small_model
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"threshold": 0.9, "steps": 8}, "threshold contradicts steps: both say how many tokens a step commits"),
@@ -75,6 +75,11 @@ def test_bad_settings_are_one_sentence_before_the_first_evaluation(
 def test_a_model_that_predicts_in_place_has_no_causal_pass_of_its_own() -> None:
     with pytest.raises(ValueError, match="guide is self, but this model predicts tokens in place"):
         small_model(shift=False).diffusion_generate(torch.tensor([[1, 2]]), max_new_tokens=4, guide="self")
+
+
+def test_a_guide_cannot_predict_the_first_token(model: CoDALanguageModel) -> None:
+    with pytest.raises(ValueError, match="prompt 0 starts with a masked token, which nothing predicts"):
+        small_model(shift=False).diffusion_generate(torch.tensor([[MASK, 2]]), max_new_tokens=0, guide=model)
 
 
 def saved(model: CoDALanguageModel, folder: Path, **settings: Any) -> Path:
