@@ -78,7 +78,7 @@ def variants(steps: int) -> dict[str, Decode]:
 
 
 def build(scale: float) -> CoDALanguageModel:
-    """Random weights, the head's ``scale`` times the usual, so that predictions are as sharp as a trained model's."""
+    """Random weights, the head's ``scale`` times the usual, so that predictions are peaked."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "head_dim": 64}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": False}
