@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from coda.masking.schedules import Schedule
+from coda.model.sampling_coda import row_noise
 
 
 @dataclass
@@ -39,21 +40,28 @@ class Draft:
         maskable: bool [B, L].
         span: int64 [B, 1], the length of the spans that are masked together; 1 masks tokens independently.
         generator: Source of all randomness, on the batch's device; None uses the device's default generator.
+        seeds: int64 [B], the source of all randomness instead: a row's draws depend on its own seed alone. Or None.
         attention_mask: bool [B, L] or None.
         applied: See :class:`MaskedBatch`.
+        draws: How often noise was drawn.
     """
 
     target_ids: Tensor
     maskable: Tensor
     span: Tensor
-    generator: torch.Generator | None
+    generator: torch.Generator | None = None
+    seeds: Tensor | None = None
     attention_mask: Tensor | None = None
     applied: dict[str, Tensor] = field(default_factory=dict)
+    draws: int = 0
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Draw float32 noise of ``shape``, uniform in [0, 1), on the batch's device."""
+    def uniform(self, rows: int, length: int) -> Tensor:
+        """Draw float32 noise [rows, length], uniform in [0, 1), on the batch's device."""
+        self.draws += 1
+        if self.seeds is not None:
+            return row_noise(self.seeds, self.draws, length)
         # The dtype is named because half-precision training makes another one the default, with 8 bits of noise.
-        return torch.rand(shape, generator=self.generator, device=self.target_ids.device, dtype=torch.float32)
+        return torch.rand(rows, length, generator=self.generator, device=self.target_ids.device, dtype=torch.float32)
 
     def row_noise(self) -> Tensor:
         """Draw one uniform number per row, [B, 1]."""
@@ -88,6 +96,7 @@ class MaskingStrategy(ABC):
         mask_token_id: int,
         pad_token_id: int | None = None,
         generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
     ) -> MaskedBatch:
         """Mask a batch.
 
@@ -99,8 +108,9 @@ class MaskingStrategy(ABC):
             mask_token_id: Id of the absorbing state.
             pad_token_id: Id of padding; needed only by strategies that can truncate.
             generator: Seeded generator on the device of ``input_ids``, for reproducible masks.
+            seeds: int64 [B]: instead, a row's mask becomes a pure function of its seed, in whatever batch it is.
         """
-        draft = Draft(input_ids, maskable, torch.ones_like(input_ids[:, :1]), generator)
+        draft = Draft(input_ids, maskable, torch.ones_like(input_ids[:, :1]), generator, seeds)
         if not isinstance(progress, Tensor):
             progress = torch.full((1,), progress, device=input_ids.device, dtype=torch.float32)
         self.transform(draft, progress, pad_token_id)

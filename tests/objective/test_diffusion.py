@@ -190,7 +190,7 @@ def test_the_default_loss_of_a_uniform_model_is_log_of_the_vocabulary(strategy: 
     objective = DiffusionObjective(UniformTime(eps))
     ids = torch.zeros(rows, LENGTH, dtype=torch.long)
     maskable = objective.predictable(torch.ones_like(ids, dtype=torch.bool))
-    t = objective.time.sample(rows, generator=generator)
+    t = objective.time.sample(torch.arange(rows), rows, torch.rand(rows, generator=generator))
     batch = strategy(ids, maskable, t, 0.0, mask_token_id=1, generator=generator)
     hidden, head = torch.zeros(rows, LENGTH, 1), torch.zeros(VOCAB, 1)
     out = objective(hidden, head, batch.target_ids, batch.masked, batch.maskable, t)
