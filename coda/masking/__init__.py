@@ -5,6 +5,7 @@ Every strategy has one call, documented in :class:`MaskingStrategy`, and is swap
 
 from coda.masking.base import Draft, MaskedBatch, MaskingStrategy
 from coda.masking.block import BlockMasking
+from coda.masking.instruction import InstructionMasking
 from coda.masking.prefix import UnmaskablePrefix
 from coda.masking.progressive import ProgressiveMasking
 from coda.masking.random import RandomMasking
@@ -15,6 +16,7 @@ __all__ = [
     "BlockMasking",
     "Constant",
     "Draft",
+    "InstructionMasking",
     "Linear",
     "MaskedBatch",
     "MaskingStrategy",
