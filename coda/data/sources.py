@@ -1,223 +1,202 @@
-"""Sources of text: each yields documents and says what shaped them."""
+"""The interface of corpora: sources that can be read in parallel, part by part, and taken up again behind any record."""
 
-import gzip
-import io
-import json
-import sys
-import sysconfig
-import zlib
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet
-from datasets import load_dataset
-
-TEXT_SUFFIXES = (".py", ".txt", ".md")
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-# Tests, vendored code and generated tables: not what a coder should learn to write.
-LIBRARY_EXCLUDED = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    | {"encodings", "pydoc_data", "lib2to3", "ensurepip"}
-)
+PARTS = 1024  # at most, of one source
+PART_BYTES = 4 << 20  # a part of small files
+OnError = Literal["fail", "skip"]
 
 
-class TextSource(ABC):
-    """A corpus of text documents.
+class Message(NamedTuple):
+    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
 
-    Args:
-        max_tokens: Read documents until this many tokens are taken; None reads all.
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]  # the last turn is the assistant's: what is to be learned
+Document = str | Conversation
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that holds no document.
+
+    Attributes:
+        reason: In a word or two; records are counted by it.
     """
 
-    def __init__(self, max_tokens: int | None = None) -> None:
+    reason: str
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be used; its source says whether that ends the reading.
+
+    Args:
+        reason: See :class:`Skipped`.
+        message: What is wrong with which record of which file, and the way out.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Source(ABC):
+    """A corpus of documents.
+
+    Args:
+        corpus: Name, in the mixture and on disk; None makes one from what is read.
+        max_tokens: Read documents until this many tokens are taken; None reads all.
+        weight: Share of the mixture, relative to the other weights; None shares by size, ``epochs`` times.
+        epochs: How often the corpus is read in one pass over the mixture.
+    """
+
+    def __init__(
+        self,
+        corpus: str | None = None,
+        max_tokens: int | None = None,
+        weight: float | None = None,
+        epochs: float = 1.0,
+    ) -> None:
+        kind = type(self).__name__
         if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"{type(self).__name__}.max_tokens is {max_tokens}; take at least 1, or null for all")
+            raise ValueError(f"{kind}.max_tokens is {max_tokens}; take at least 1, or null for all")
+        if weight is not None and not 0 < weight < math.inf:
+            raise ValueError(
+                f"{kind}.weight is {weight}; give a positive share, or leave the corpus out of the sources"
+            )
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"{kind}.epochs is {epochs}; read it a positive number of times, or leave it out")
+        if weight is not None and epochs != 1.0:
+            raise ValueError(f"{kind} has weight {weight} and epochs {epochs:g}; a weight leaves no choice: give one")
+        if corpus is not None and corpus != file_name(corpus):
+            raise ValueError(f"{kind}.corpus is {corpus!r}; it names a folder: use letters, digits, '.', '-' and '_'")
+        self._corpus = corpus
         self.max_tokens = max_tokens
+        self.weight = weight
+        self.epochs = epochs
+
+    @property
+    def corpus(self) -> str:
+        """What the corpus is called."""
+        return self._corpus or file_name(self.default_name())
 
     @abstractmethod
-    def documents(self) -> Iterator[str]:
-        """Yield the documents, always in the same order.
+    def default_name(self) -> str:
+        """Name the corpus after what it reads."""
+
+    @abstractmethod
+    def parts(self) -> list[Any]:
+        """Split the corpus into parts, JSON values, that can be read independently; always the same ones.
+
+        Raises:
+            ValueError: If there is nothing to read, naming the setting.
+        """
+
+    @abstractmethod
+    def read(self, part: Any) -> Iterator[Document | Skipped]:
+        """Yield one item per record of ``part``, always in the same order.
 
         Raises:
             ValueError: For a missing or malformed file; the message names it.
         """
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that shapes the documents, as JSON. Subclasses add to it."""
+        return {"source": type(self).__name__}
+
+    def documents(self) -> Iterator[Document]:
+        """Yield all documents in order."""
+        for part in self.parts():
+            yield from (item for item in self.read(part) if not isinstance(item, Skipped))
+
+
+class RecordSource(Source):
+    """A source whose records become documents one by one.
+
+    Args:
+        on_error: What to do about a malformed record or one without the columns: ``fail``, or ``skip`` and count it. It
+            is no part of the fingerprint, for what was read without an error is the same: a run that failed may skip on.
+        **mixing: See :class:`Source`.
+    """
+
+    def __init__(self, on_error: OnError = "fail", **mixing: Any) -> None:
+        super().__init__(**mixing)
+        self.on_error = on_error
+
     @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that shapes the documents, as JSON: the key under which their tokens are cached."""
+    def records(self, part: Any) -> Iterator[tuple[Any, Callable[[], str]] | BadRecordError]:
+        """Yield each record of ``part`` and a function that says where it stands, or what is wrong with it."""
 
+    @abstractmethod
+    def document(self, record: Any, where: Callable[[], str]) -> Document | Skipped:
+        """Turn a record into a document. Raises BadRecordError, with the place ``where``, if it cannot be one."""
 
-class StandardLibrary(TextSource):
-    """Python's own standard library without its tests and tables: real code on any machine, with no download.
-
-    Args:
-        max_tokens: See :class:`TextSource`.
-    """
-
-    def __init__(self, max_tokens: int | None = None) -> None:
-        super().__init__(max_tokens)
-        self.root = Path(sysconfig.get_paths()["stdlib"])
-
-    def files(self) -> list[Path]:
-        """The library's source files, sorted."""
-        found = []
-        for path in sorted(self.root.rglob("*.py")):
-            parts = path.relative_to(self.root).parts
-            generated = parts[0].startswith(("_sysconfigdata", "config-"))
-            if not generated and not LIBRARY_EXCLUDED.intersection(parts[:-1]) and path.stat().st_size:
-                found.append(path)
-        if not found:
-            raise ValueError(f"no Python sources under {self.root}; give data.sources files of your own (TextFiles)")
-        return found
-
-    def documents(self) -> Iterator[str]:
-        """See :class:`TextSource`."""
-        for path in self.files():
-            yield path.read_text(encoding="utf-8", errors="replace")
-
-    def fingerprint(self) -> dict[str, Any]:
-        """See :class:`TextSource`."""
-        return {"source": "StandardLibrary", "python": sys.version, "files": len(self.files())}
-
-
-class TextFiles(TextSource):
-    """Local files: ``.py``, ``.txt`` and ``.md`` are one document each, JSONL(.gz) and parquet one per record.
-
-    Args:
-        paths: Files, or folders that are searched through.
-        column: Field of the records that holds the text.
-        max_tokens: See :class:`TextSource`.
-    """
-
-    def __init__(self, paths: list[str], column: str = "text", max_tokens: int | None = None) -> None:
-        super().__init__(max_tokens)
-        self.paths = paths
-        self.column = column
-
-    def files(self) -> list[Path]:
-        """The files to read, folders expanded and sorted."""
-        suffixes = TEXT_SUFFIXES + RECORD_SUFFIXES
-        found: list[Path] = []
-        for path in map(Path, self.paths):
-            if path.is_dir():
-                found += sorted(file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file())
-            elif not path.is_file():
-                raise ValueError(f"TextFiles.paths names {path}, which does not exist; give a file or a folder")
-            elif not path.name.endswith(suffixes):
-                raise ValueError(f"TextFiles.paths names {path}; the formats are {', '.join(suffixes)}")
-            else:
-                found.append(path)
-        if not found:
-            raise ValueError(f"TextFiles.paths {self.paths} holds no file that ends in {', '.join(suffixes)}")
-        return found
-
-    def documents(self) -> Iterator[str]:
-        """See :class:`TextSource`."""
-        for path in self.files():
+    def read(self, part: Any) -> Iterator[Document | Skipped]:
+        """See :meth:`Source.read`."""
+        for item in self.records(part):
             try:
-                if path.name.endswith(TEXT_SUFFIXES):
-                    yield path.read_text(encoding="utf-8-sig", errors="replace")
-                elif path.name.endswith(".parquet"):
-                    yield from self._parquet(path)
-                else:
-                    yield from self._json_lines(path)
-            except (OSError, EOFError, zlib.error, UnicodeDecodeError, pyarrow.ArrowException) as error:
-                raise ValueError(f"TextFiles.paths names {path}, which cannot be read: {reason(error)}") from error
-
-    def fingerprint(self) -> dict[str, Any]:
-        """See :class:`TextSource`."""
-        return {"source": "TextFiles", "column": self.column, "files": states(self.files())}
-
-    def _parquet(self, path: Path) -> Iterator[str]:
-        file = pyarrow.parquet.ParquetFile(path)
-        if self.column not in file.schema_arrow.names:
-            raise ValueError(f"{path} has no column {self.column!r}; set column to one of {file.schema_arrow.names}")
-        for batch in file.iter_batches(columns=[self.column]):
-            for record in batch.to_pylist():
-                if text := text_under(self.column, record, str(path)):
-                    yield text
-
-    def _json_lines(self, path: Path) -> Iterator[str]:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
-                if text := text_under(self.column, record, f"{path}, line {number},"):
-                    # JSON can escape half a surrogate pair, which is no character and has no bytes.
-                    yield text.encode("utf-8", "replace").decode("utf-8")
+                if isinstance(item, BadRecordError):
+                    raise item
+                yield self.document(*item)
+            except BadRecordError as error:
+                if self.on_error == "fail":
+                    raise ValueError(f"{error}, or on_error to skip") from error
+                yield Skipped(error.reason)
 
 
-class HubDataset(TextSource):
-    """A dataset of the Hugging Face hub, streamed.
-
-    Args:
-        path: Name, for example ``open-web-math/open-web-math``, or a folder laid out like one.
-        name: Configuration of the dataset.
-        split: Split.
-        column: Column that holds the text.
-        data_files: Which of its files to read; None reads all.
-        revision: Branch, tag or commit; pin it for a corpus that stays the same.
-        max_tokens: See :class:`TextSource`.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        split: str = "train",
-        column: str = "text",
-        data_files: str | list[str] | None = None,
-        revision: str | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
-        super().__init__(max_tokens)
-        self.folder = Path(path)
-        self.column = column
-        self.options = {"path": path, "name": name, "split": split, "data_files": data_files, "revision": revision}
-
-    def documents(self) -> Iterator[str]:
-        """See :class:`TextSource`."""
-        for row in self._rows():
-            if text := text_under(self.column, row, f"HubDataset {self.options['path']}"):
-                yield text
-
-    def fingerprint(self) -> dict[str, Any]:
-        """See :class:`TextSource`."""
-        local = [path for path in sorted(self.folder.rglob("*")) if path.is_file()] if self.folder.is_dir() else []
-        return {"source": "HubDataset", "column": self.column, **self.options, "files": states(local)}
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        try:
-            yield from load_dataset(**self.options, streaming=True)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
-            raise ValueError(f"HubDataset({given}) cannot be read: {reason(error)}") from error
-
-
-def text_under(column: str, record: Any, where: str) -> str:
-    """The text of a record of ``where``; empty if there is none.
+def require_columns(record: Any, columns: Iterable[str], where: Callable[[], str]) -> dict[str, Any]:
+    """Return ``record`` if it is an object with these columns.
 
     Raises:
-        ValueError: If the record has no such column, or something else than text in it.
+        BadRecordError: If it is not; the message lists what it has.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{where} has no columns but a bare {type(record).__name__}; write objects with a {column!r}")
-    if column not in record:
-        raise ValueError(f"{where} has no column {column!r}; set column to one of {list(record)}")
-    if not isinstance(record[column], str | None):
-        kind = type(record[column]).__name__
-        raise ValueError(f"{where} has no text under {column!r} but a value of type {kind}; set column to another one")
-    return record[column] or ""
+        first = next(iter(columns))
+        message = f"{where()} has no columns but a bare {type(record).__name__}; write objects with a {first!r}"
+        raise BadRecordError("no object", message)
+    for column in columns:
+        if column not in record:
+            message = f"{where()} has no column {column!r}; set the column to one of {list(record)}"
+            raise BadRecordError("no column", message)
+    return record
 
 
-def states(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Where files are, how large, and when they last changed: a fingerprint that does not read them."""
-    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def require_text(value: Any, column: str, where: Callable[[], str]) -> str:
+    """Return the text of a column, empty for None.
+
+    Raises:
+        BadRecordError: If it holds something else.
+    """
+    if not isinstance(value, str | None):
+        kind = type(value).__name__
+        message = f"{where()} has no text under {column!r} but a value of type {kind}; set the column to another one"
+        raise BadRecordError("no text", message)
+    # JSON can escape half a surrogate pair, which is no character and has no bytes.
+    return (value or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def file_name(text: str) -> str:
+    """Replace what does not belong into the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "corpus"
+
+
+def group(sizes: list[int]) -> list[range]:
+    """Group consecutive files of ``sizes`` bytes into at most ``PARTS`` parts, of ``PART_BYTES`` or more."""
+    least = max(PART_BYTES, sum(sizes) // PARTS + 1)
+    groups, start, taken = [], 0, 0
+    for i, size in enumerate(sizes):
+        taken += size
+        if taken >= least or i == len(sizes) - 1:
+            groups.append(range(start, i + 1))
+            start, taken = i + 1, 0
+    return groups
 
 
 def reason(error: BaseException) -> str:

@@ -1,147 +1,196 @@
-"""The token store: a corpus tokenised once, as flat memory-mapped files.
+"""The token store: prepared corpora, opened for reading.
 
-A store is a folder with, for each split, ``SPLIT.tokens`` (uint32, every document followed by a separator) and
-``SPLIT.ends.npy`` (int64, where each document ends), and a ``manifest.json``. It is written beside its final name and
-renamed when complete, so a store that exists is whole.
+A store is a folder with a ``manifest.json``, the ``tokenizer`` and one folder of shards per corpus (see
+:mod:`coda.data.shards`). The manifest is written last: a store that has one is whole.
 """
 
-import hashlib
 import json
-from array import array
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from coda.data.sources import TextSource
-from coda.data.tokenizer import separator_id, tokenizer_fingerprint
-from coda.files import cache_key, new_folder
+from coda.data.plan import FORMAT
+from coda.data.shards import SPLITS
+from coda.data.staging import Location, check, open_location
+from coda.files import cache_key
 
-FORMAT = 1
-SPLITS = ("train", "val")
-DOCUMENTS_PER_BATCH = 256  # the tokenizer's threads share a batch
+MANIFEST = "manifest.json"
+OPEN_FILES = 64  # per stream: each memory map holds a file descriptor, and its file's disk space if that is deleted
+ATTEMPTS = 20  # to open a staged file before it is deleted again
 
 
 class TokenStore:
-    """A finished store, opened for reading.
+    """A finished store.
+
+    Args:
+        folder: Local, or an fsspec URL such as ``gs://bucket/folder``, whose shards are staged to local disk.
+        staging: Local folder for the shards of a remote store; None is ``staging`` in the cache.
+        staging_bytes: How much of them to keep at a time; None keeps all.
 
     Attributes:
-        manifest: Counts per split, the unigram entropy and the tokenizer's fingerprint.
+        manifest: What shaped the store, counts per corpus and split, and the shards with their checksums.
+
+    Raises:
+        ValueError: If the store is unfinished, or a shard is missing or cut short.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        self._open: dict[str, np.ndarray] = {}
+    def __init__(self, folder: str | Path, staging: Path | None = None, staging_bytes: int | None = None) -> None:
+        self.location: Location = open_location(str(folder), staging, staging_bytes)
+        try:
+            self.manifest: dict[str, Any] = json.loads(self.location.read(MANIFEST))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder} is no prepared corpus: it has no {MANIFEST}; run (or run again) python -m coda.data.prepare"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder}/{MANIFEST} is damaged ({error}); prepare the corpora again") from error
+        if self.manifest.get("format") != FORMAT:
+            version = self.manifest.get("format")
+            raise ValueError(f"{folder} has format {version}, this version reads {FORMAT}; prepare the corpora again")
+        self._check_sizes()
 
-    def tokens(self, split: str) -> np.ndarray:
-        """All tokens of a split, uint32 [N], memory-mapped."""
-        name = f"{split}.tokens"
-        if name not in self._open:
-            # An empty file cannot be mapped.
-            empty = not (self.folder / name).stat().st_size
-            self._open[name] = np.zeros(0, np.uint32) if empty else np.memmap(self.folder / name, np.uint32, mode="r")
-        return self._open[name]
+    def corpora(self) -> list[str]:
+        """Names of the corpora."""
+        return list(self.manifest["corpora"])
 
-    def ends(self, split: str) -> np.ndarray:
-        """For each document of a split the index behind its last token (its separator), int64, memory-mapped."""
-        name = f"{split}.ends.npy"
-        if name not in self._open:
-            self._open[name] = np.load(self.folder / name, mmap_mode="r")
-        return self._open[name]
+    def stream(self, corpus: str, split: str) -> "TokenStream":
+        """The tokens of one corpus and split."""
+        return TokenStream(self.location, corpus, split, self.manifest["corpora"][corpus]["shards"])
 
-    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
-        # A pickled memory map is a copy of the file: reading processes open their own.
-        return TokenStore, (self.folder,)
+    def tokens(self, split: str) -> int:
+        """Tokens of a split, over all corpora."""
+        return sum(corpus["tokens"][split] for corpus in self.manifest["corpora"].values())
+
+    def content(self) -> str:
+        """Hash of all tokens, by the shards' checksums."""
+        return cache_key([checksum for _, checksum, _ in self._files()])
 
     @property
     def unigram_entropy(self) -> float:
         """Entropy of the corpus's token frequencies, in nats per token: what a model without context can reach."""
         return float(self.manifest["unigram_entropy"])
 
+    def _files(self) -> list[tuple[str, str, int | None]]:
+        """Path, checksum and, where the manifest tells it, size in bytes of every file."""
+        return [
+            (f"{corpus}/{shard['name']}.{ending}", value, _bytes(shard, ending))
+            for corpus, description in self.manifest["corpora"].items()
+            for shard in description["shards"]
+            for ending, value in shard["checksums"].items()
+            if ending != "counts.npy"
+        ]
 
-def open_store(
-    sources: list[TextSource], tokenizer: PreTrainedTokenizerBase, val_fraction: float, cache: Path
-) -> TokenStore:
-    """Open the store of these sources, or write it first if it is not cached.
+    def _check_sizes(self) -> None:
+        sizes = self.location.sizes()
+        for path, _, size in self._files():
+            if path not in sizes:
+                raise ValueError(f"{self.location.root}/{path} is missing; prepare the corpora again, or copy it anew")
+            if size is not None and sizes[path] != size:
+                raise ValueError(
+                    f"{self.location.root}/{path} has {sizes[path]} bytes instead of {size}: it was cut short or "
+                    "overwritten; prepare the corpora again, or copy it anew"
+                )
 
-    Args:
-        sources: Corpora, read one after the other.
-        tokenizer: Applied to raw text, special tokens included: a literal ``<|mask|>`` in a text stays text.
-        val_fraction: Share of the documents held out. A document's content decides, so copies stay on one side.
-        cache: Folder of all stores.
+    def verify(self) -> None:
+        """Read every file and compare its checksum.
 
-    Raises:
-        ValueError: If the sources hold no text.
+        Raises:
+            ValueError: For the first one that differs.
+        """
+        total = sum(size or 0 for _, _, size in self._files())
+        with tqdm(desc="Verifying", total=total, unit="B", unit_scale=True, disable=total < 1 << 30) as bar:
+            for path, expected, size in self._files():
+                check(self.location.local(path, expected), expected)
+                bar.update(size or 0)
+
+
+class TokenStream:
+    """The documents of one corpus and split, end to end. Documents never cross shards; rows of tokens may.
+
+    Attributes:
+        tokens: N, how many there are.
+        documents: How many documents.
     """
-    fingerprints = [source.fingerprint() | {"max_tokens": source.max_tokens} for source in sources]
-    key = cache_key(FORMAT, fingerprints, tokenizer_fingerprint(tokenizer), val_fraction)
-    folder = cache / "corpora" / key
-    if not folder.is_dir():
-        with new_folder(folder) as unfinished:
-            _write(unfinished, sources, tokenizer, val_fraction)
-    return TokenStore(folder)
+
+    def __init__(self, location: Location, corpus: str, split: str, shards: list[dict[str, Any]]) -> None:
+        self.location = location
+        self.corpus = corpus
+        self.split = split
+        self.shards = shards
+        self.starts = np.cumsum([0, *(shard["tokens"][split] for shard in shards)])
+        self.firsts = np.cumsum([0, *(shard["documents"][split] for shard in shards)])
+        self.tokens, self.documents = int(self.starts[-1]), int(self.firsts[-1])
+        self._map = lru_cache(OPEN_FILES)(self._open_map)
+        self._table = lru_cache(OPEN_FILES)(self._open_table)
+        self._ends = lru_cache(OPEN_FILES)(self._open_ends)
+
+    def __reduce__(self) -> tuple[type["TokenStream"], tuple[Any, ...]]:
+        # A pickled memory map is a copy of the file: reading processes open their own.
+        return TokenStream, (self.location, self.corpus, self.split, self.shards)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop``, uint32; a view of the memory-mapped file where they lie in one."""
+        parts = [self._map(shard)[first:last] for shard, first, last in self._spans(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
+
+    def document_of(self, start: int, stop: int) -> np.ndarray:
+        """To which document, counted over the stream, each of the tokens ``start`` to ``stop`` belongs, int64."""
+        parts = []
+        for shard, first, last in self._spans(start, stop):
+            ends = self._ends(shard)
+            begin, end = np.searchsorted(ends, [first, last - 1], side="right")
+            sizes = np.diff(ends[begin:end].clip(max=last), prepend=first, append=last)
+            parts.append(np.repeat(self.firsts[shard] + np.arange(begin, end + 1), sizes))
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def document(self, index: int) -> tuple[np.ndarray, int]:
+        """Tokens of document ``index``, uint32, and how many of them, from the first, are a prompt."""
+        shard = int(np.searchsorted(self.firsts, index, side="right")) - 1
+        ends, number = self._ends(shard), index - int(self.firsts[shard])
+        start = int(ends[number - 1]) if number else 0
+        return self._map(shard)[start : int(ends[number])], int(self._table(shard)["prompt"][number])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every document, int64."""
+        parts = [self._table(shard)["tokens"] for shard in range(len(self.shards))]
+        return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+    def _spans(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The shards that hold the tokens ``start`` to ``stop``, and from where to where in each."""
+        spans, shard = [], int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            end = min(stop, int(self.starts[shard + 1]))
+            if end > start:
+                spans.append((shard, start - int(self.starts[shard]), end - int(self.starts[shard])))
+            start, shard = end, shard + 1
+        return spans
+
+    def _open(self, shard: int, ending: str, how: Callable[[Path], np.ndarray]) -> np.ndarray:
+        record = self.shards[shard]
+        for attempt in count(1):
+            try:
+                return how(self.location.local(f"{self.corpus}/{record['name']}.{ending}", record["checksums"][ending]))
+            except FileNotFoundError:  # another process needed the room at this very moment
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    def _open_map(self, shard: int) -> np.ndarray:
+        return self._open(shard, f"{self.split}.tokens", partial(np.memmap, dtype=np.uint32, mode="r"))
+
+    def _open_table(self, shard: int) -> np.ndarray:
+        table = self._open(shard, "documents.npy", np.load)
+        return table[table["val"] == (self.split == "val")]
+
+    def _open_ends(self, shard: int) -> np.ndarray:
+        return self._table(shard)["tokens"].cumsum(dtype=np.int64)
 
 
-def _write(folder: Path, sources: list[TextSource], tokenizer: PreTrainedTokenizerBase, val_fraction: float) -> None:
-    ends = {split: array("q") for split in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
-    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
-    files = {split: (folder / f"{split}.tokens").open("wb") for split in SPLITS}
-    try:
-        for text, tokens in _tokenised(sources, tokenizer):
-            split = "val" if _position(text) < val_fraction else "train"
-            files[split].write(tokens.tobytes())
-            sizes[split] += len(tokens)
-            ends[split].append(sizes[split])
-            counts += np.bincount(tokens, minlength=len(counts))
-    finally:
-        for file in files.values():
-            file.close()
-    if not counts.any():
-        raise ValueError(f"data.sources hold no text: {[source.fingerprint() for source in sources]}")
-    for split in SPLITS:
-        np.save(folder / f"{split}.ends.npy", np.frombuffer(ends[split], dtype=np.int64))
-    frequency = counts[counts > 0] / counts.sum()
-    manifest = {
-        "format": FORMAT,
-        "tokens": sizes,
-        "documents": {split: len(ends[split]) for split in SPLITS},
-        "unigram_entropy": float(-(frequency * np.log(frequency)).sum()),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "sources": [source.fingerprint() for source in sources],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
-
-
-def _tokenised(sources: list[TextSource], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each document with its tokens and a separator, uint32."""
-    separator = separator_id(tokenizer)
-    with tqdm(desc="Tokenising", unit=" tokens", unit_scale=True) as progress:
-        for source in sources:
-            taken = 0
-            for texts in _batches(text for text in source.documents() if text.strip()):
-                rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-                for text, row in zip(texts, rows, strict=True):
-                    if source.max_tokens is not None and taken >= source.max_tokens:
-                        break
-                    taken += len(row) + 1
-                    progress.update(len(row) + 1)
-                    yield text, np.array([*row, separator], dtype=np.uint32)
-                if source.max_tokens is not None and taken >= source.max_tokens:
-                    break
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while batch := list(islice(iterator, DOCUMENTS_PER_BATCH)):
-        yield batch
-
-
-def _position(text: str) -> float:
-    """A number in [0, 1) that the text alone decides."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).digest(), "big") / 2**48
+def _bytes(shard: dict[str, Any], ending: str) -> int | None:
+    split = ending.removesuffix(".tokens")
+    return 4 * int(shard["tokens"][split]) if split in SPLITS else None

@@ -9,13 +9,14 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from coda.data.sources import TextSource, reason
+from coda.data.sources import Source, reason
 from coda.files import cache_key, new_folder
 
 MASK_TOKEN = "<|mask|>"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|im_end|>"
 TRAINING_CHARACTERS = 100_000_000  # of each source
+CHARACTERS_PER_TOKEN = 4  # about
 # Pieces that merges never cross: an indentation, a word with the space before it, digits one by one, runs of symbols.
 PIECES = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
@@ -92,23 +93,24 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
     )
 
 
-def open_trained_tokenizer(sources: list[TextSource], vocab_size: int, cache: Path) -> PreTrainedTokenizerBase:
+def open_trained_tokenizer(sources: list[Source], vocab_size: int, cache: Path) -> PreTrainedTokenizerBase:
     """Open the tokenizer trained on these sources, or train it first if it is not cached under ``cache``."""
     key = cache_key([source.fingerprint() for source in sources], vocab_size, PIECES)
     folder = cache / "tokenizers" / key
     if not folder.is_dir():
         with new_folder(folder) as unfinished:
-            documents = chain.from_iterable(_head(source.documents()) for source in sources)
+            documents = chain.from_iterable(_head(source) for source in sources)
             train_tokenizer(documents, vocab_size).save_pretrained(unfinished)
     return load_tokenizer(str(folder))
 
 
-def _head(documents: Iterable[str]) -> Iterator[str]:
+def _head(source: Source) -> Iterator[str]:
     """The first documents, enough to learn merges from: a hub corpus would not end in a day."""
-    read = 0
-    for text in documents:
-        if read >= TRAINING_CHARACTERS:
+    read, enough = 0, min(TRAINING_CHARACTERS, (source.max_tokens or TRAINING_CHARACTERS) * CHARACTERS_PER_TOKEN)
+    for document in source.documents():
+        if read >= enough:
             return
+        text = document if isinstance(document, str) else "\n".join(turn.content for turn in document)
         read += len(text)
         yield text
 

@@ -3,20 +3,27 @@
 from collections.abc import Iterator
 from typing import Any
 
-from coda.data import TextSource
+from coda.data import Source
+from coda.data.sources import Document, Skipped
 
 
-class Texts(TextSource):
+class Texts(Source):
     """Documents from a list; ``reads`` counts how often someone began to read them."""
 
-    def __init__(self, texts: list[str], max_tokens: int | None = None) -> None:
-        super().__init__(max_tokens)
+    def __init__(self, texts: list[str], **mixing: Any) -> None:
+        super().__init__(**mixing)
         self.texts = texts
         self.reads = 0
 
-    def documents(self) -> Iterator[str]:
+    def default_name(self) -> str:
+        return "texts"
+
+    def parts(self) -> list[int]:
+        return [0]
+
+    def read(self, part: int) -> Iterator[Document | Skipped]:
         self.reads += 1
-        yield from self.texts
+        yield from (text if text.strip() else Skipped("empty") for text in self.texts)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "Texts", "texts": self.texts}
+        return super().fingerprint() | {"texts": self.texts}

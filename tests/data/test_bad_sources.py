@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from coda.data import HubDataset, StandardLibrary, TextFiles, TextSource
+from coda.data import HubDataset, InstalledPackage, Source, StandardLibrary, TextFiles
 
 
-def assert_error(source: TextSource, *parts: str) -> None:
+def assert_error(source: Source, *parts: str) -> None:
     """Read all documents, which must fail with one line that says all ``parts``."""
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as error:
         list(source.documents())
@@ -27,14 +28,24 @@ def damaged_pages(path: Path) -> None:
     path.write_bytes(content)
 
 
-def cut_short(path: Path) -> None:
-    content = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(5000)))
+def cut_short(path: Path, compress: Callable[[bytes], bytes] = gzip.compress) -> None:
+    content = compress(b"".join(b'{"text": "%d"}\n' % i for i in range(5000)))
     path.write_bytes(content[: len(content) // 2])
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "gone")
     assert_error(TextFiles([path]), "TextFiles.paths", path, "give a file or a folder")
+
+
+@pytest.mark.parametrize("url", ["nosuchprotocol://bucket/a.jsonl", "file:///no/such/folder"])
+def test_a_url_that_cannot_be_opened_is_named(url: str) -> None:
+    assert_error(TextFiles([url]), "TextFiles.paths", url)
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such.package", "json.decoder", ""])
+def test_a_package_that_is_not_installed_is_named(package: str) -> None:
+    assert_error(InstalledPackage(package), f"InstalledPackage.package is {package!r}", "install it")
 
 
 def test_an_unknown_format_is_named_with_those_that_are_known(tmp_path: Path) -> None:
@@ -48,11 +59,21 @@ def test_no_file_at_all_is_an_error(tmp_path: Path, paths: list[str]) -> None:
     assert_error(TextFiles([str(tmp_path / path) for path in paths]), "TextFiles.paths", "holds no file")
 
 
-@pytest.mark.parametrize("broken", ['{"text": "b"', "nonsense", '{"text": "b"} {}'])
-def test_malformed_json_is_named_by_line(tmp_path: Path, broken: str) -> None:
+BROKEN = {
+    "cut short": b'{"text": "b"',
+    "no JSON": b"nonsense",
+    "two records": b'{"text": "b"} {}',
+    "not UTF-8": b'{"text": "caf\xe9"}',
+    "a number too long": b'{"text": "b", "id": ' + b"1" * 5000 + b"}",
+    "brackets without end": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_malformed_json_is_named_by_line(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(f'{{"text": "a"}}\n\n{broken}\n{{"text": "c"}}\n')
-    assert_error(TextFiles([str(path)]), f"{path}, line 3,", "JSON")
+    path.write_bytes(b'{"text": "a"}\n\n' + broken + b'\n{"text": "c"}\n')
+    assert_error(TextFiles([str(path)]), f"{path}, line 3,", "JSON", "on_error to skip")
 
 
 @pytest.mark.parametrize("value", [5, ["a"], {"a": "b"}, True])
@@ -90,7 +111,8 @@ def test_a_parquet_column_without_text_is_named(tmp_path: Path) -> None:
         ("pages.parquet", damaged_pages),
         ("no.jsonl.gz", lambda path: path.write_text('{"text": "not compressed"}')),
         ("short.jsonl.gz", cut_short),
-        ("latin.jsonl", lambda path: path.write_bytes(b'{"text": "caf\xe9"}\n')),
+        ("no.jsonl.zst", lambda path: path.write_text('{"text": "not compressed"}')),
+        ("short.jsonl.zst", lambda path: cut_short(path, zstandard.ZstdCompressor().compress)),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, name: str, write: Callable[[Path], object]) -> None:
@@ -109,7 +131,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, write: Callable[
     ids=["StandardLibrary", "TextFiles", "HubDataset"],
 )
 def test_a_corpus_of_no_tokens_is_refused_at_construction(
-    build: Callable[[int], TextSource], max_tokens: int, request: pytest.FixtureRequest
+    build: Callable[[int], Source], max_tokens: int, request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.id.split("-")[0]
     with pytest.raises(ValueError, match=rf"{name}\.max_tokens is {max_tokens}; .*null for all"):
@@ -147,4 +169,9 @@ def test_a_wrong_option_of_a_hub_dataset_is_named(tmp_path: Path, options: dict[
 
 def test_an_error_while_a_hub_dataset_is_streamed_names_it(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": ')
+    assert_error(HubDataset(str(tmp_path)), f"path={str(tmp_path)!r}", "cannot be read")
+
+
+def test_a_compressed_file_cut_short_is_an_error_of_a_hub_dataset_too(tmp_path: Path) -> None:
+    cut_short(tmp_path / "train.jsonl.gz")
     assert_error(HubDataset(str(tmp_path)), f"path={str(tmp_path)!r}", "cannot be read")

@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from coda.data import load_tokenizer
-from coda.data.store import open_store
 from coda.data.tokenizer import MASK_TOKEN, separator_id, tokenizer_fingerprint
 from tests.data.conftest import Texts
+from tests.data.helpers import prepared
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "tokenizer" / "qwen3"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the Qwen3 tokenizer is not at {FOLDER}")
@@ -48,11 +48,13 @@ def test_code_survives(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text
 
 
-def test_a_store_of_it_reopens_under_the_same_key(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_store_of_it_reopens_with_the_same_plan(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     source = Texts(["x = '<|mask|>'", "y = 2"])
-    store = open_store([source], tokenizer, 0.0, tmp_path)
-    assert open_store([source], load_tokenizer(str(FOLDER)), 0.0, tmp_path).folder == store.folder
-    assert store.manifest["tokenizer"] == tokenizer_fingerprint(tokenizer)
-    assert (store.tokens("train") == 151643).sum() == 2
-    assert (store.tokens("train") != 151669).all()
+    store = prepared([source], tokenizer, tmp_path)
+    assert prepared([source], load_tokenizer(str(FOLDER)), tmp_path).manifest == store.manifest
+    assert store.manifest["tokenizer"] == tokenizer_fingerprint(load_tokenizer(str(tmp_path / "tokenizer")))
+    stream = store.stream("texts", "train")
+    tokens = stream.read(0, stream.tokens)
+    assert (tokens == 151643).sum() == 2
+    assert (tokens != 151669).all()
     assert source.reads == 1

@@ -9,8 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from datasets import IterableDataset
 
-from coda.data import HubDataset, StandardLibrary, TextFiles
+from coda.data import HubDataset, InstalledPackage, StandardLibrary, TextFiles
 
 DOCUMENTS = ["def f():\n\treturn 'é'\n", "2\u20282 😀", "third\r\nline"]
 
@@ -29,9 +31,16 @@ def parquet(path: Path, texts: list[str | None], column: str = "text") -> None:
     pq.write_table(pa.table({"id": range(len(texts)), column: texts}), path, row_group_size=2)
 
 
+def zstd(content: bytes) -> bytes:
+    """In two frames, as parallel compressors write them."""
+    half = len(content) // 2
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
+
+
 WRITERS: dict[str, Callable[[Path, list[str | None], str], object]] = {
     "corpus.jsonl": lambda path, texts, column: path.write_bytes(json_lines(texts, column)),
     "corpus.jsonl.gz": lambda path, texts, column: path.write_bytes(gzip.compress(json_lines(texts, column))),
+    "corpus.jsonl.zst": lambda path, texts, column: path.write_bytes(zstd(json_lines(texts, column))),
     "corpus.parquet": parquet,
 }
 each_format = pytest.mark.parametrize("name", WRITERS)
@@ -47,7 +56,7 @@ def test_the_standard_library_is_that_of_this_python(library: list[Path]) -> Non
 
 
 def test_the_standard_library_leaves_out_tests_tables_and_installed_packages(library: list[Path]) -> None:
-    root = StandardLibrary().root
+    root = StandardLibrary().root()
     parts = [path.relative_to(root).parts for path in library]
     folders = {folder for part in parts for folder in part[:-1]}
     assert not folders & {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3", "site-packages"}
@@ -58,6 +67,24 @@ def test_the_standard_library_is_read_in_the_same_order_every_time(library: list
     assert StandardLibrary().files() == library == sorted(library)
     documents = StandardLibrary().documents()
     assert [next(documents) for _ in range(3)] == [path.read_text(encoding="utf-8") for path in library[:3]]
+
+
+def test_an_installed_package_is_a_corpus_without_its_tests() -> None:
+    files = InstalledPackage("numpy").files()
+    assert len(files) > 50
+    assert not [path for path in files if {"tests", "__pycache__"} & set(path.parts)]
+    assert InstalledPackage("numpy").corpus == "numpy"
+
+
+def test_links_to_nowhere_and_folders_called_like_files_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "odd_package"
+    (package / "folder.py").mkdir(parents=True)
+    (package / "__init__.py").write_text("x = 1\n")
+    (package / "gone.py").symlink_to(tmp_path / "nowhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(InstalledPackage("odd_package").documents()) == ["x = 1\n"]
 
 
 @pytest.mark.parametrize("name", ["a.py", "b.txt", "c.md"])
@@ -144,11 +171,11 @@ def test_a_hub_dataset_is_streamed(hub_folder: Path, monkeypatch: pytest.MonkeyP
     """No copy of a corpus of terabytes on disk."""
     seen = {}
 
-    def load_dataset(**options: object) -> list[dict[str, str]]:
+    def load_dataset(**options: object) -> IterableDataset:
         seen.update(options)
-        return [{"text": "x"}]
+        return IterableDataset.from_generator(lambda: iter([{"text": "x"}]))
 
-    monkeypatch.setattr("coda.data.sources.load_dataset", load_dataset)
+    monkeypatch.setattr("coda.data.hub.load_dataset", load_dataset)
     source = HubDataset("owner/corpus", name="python", split="all", data_files="*.json", revision="abc")
     assert list(source.documents()) == ["x"]
     assert seen == {
