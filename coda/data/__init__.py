@@ -1,7 +1,22 @@
-"""From corpora to packed batches of tokens: sources, tokenizer, token store, packing and the LightningDataModules."""
+"""From corpora to batches of tokens: sources, tokenizer, the token store, mixtures, packing and the LightningDataModules."""
 
+from coda.data.conversations import HubInstructions, InstructionFiles, StandardLibraryFunctions
 from coda.data.corpus import CorpusDataModule
-from coda.data.sources import HubDataset, StandardLibrary, TextFiles, TextSource
+from coda.data.instruction import InstructionDataModule
+from coda.data.sources import Source
+from coda.data.text import HubDataset, InstalledPackage, StandardLibrary, TextFiles
 from coda.data.tokenizer import load_tokenizer
 
-__all__ = ["CorpusDataModule", "HubDataset", "StandardLibrary", "TextFiles", "TextSource", "load_tokenizer"]
+__all__ = [
+    "CorpusDataModule",
+    "HubDataset",
+    "HubInstructions",
+    "InstalledPackage",
+    "InstructionDataModule",
+    "InstructionFiles",
+    "Source",
+    "StandardLibrary",
+    "StandardLibraryFunctions",
+    "TextFiles",
+    "load_tokenizer",
+]

@@ -1,101 +1,103 @@
-"""Packing: rows of fixed length over a token store, and the order in which training reads them."""
+"""Packed rows: consecutive tokens of a corpus, cut to a fixed length, addressed by the number of the sample."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
-from coda.data.store import TokenStore
+from coda.data.mixture import Mixture
+from coda.data.store import TokenStream
 
 
-class PackedRows(Dataset[dict[str, Tensor]]):
-    """Consecutive, non-overlapping rows of a split. Nothing is copied: a row is a slice of the memory-mapped tokens.
+class Rows(Dataset[dict[str, Tensor]], ABC):
+    """The samples of a mixture. Item n is the n-th sample; there is no end to them.
+
+    Attributes:
+        mixture: Which row of which corpus a sample is.
+    """
+
+    mixture: Mixture
+
+    def __len__(self) -> int:
+        """Samples in one pass over the mixture."""
+        return self.mixture.length
+
+    @abstractmethod
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        """Return the n-th sample."""
+
+    def collate(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Join rows to a batch."""
+        return default_collate(rows)
+
+
+class PackedRows(Rows):
+    """Rows of a fixed length.
+
+    A row is a slice of a corpus's tokens, which may cross documents and shards; the incomplete last row of a corpus is
+    left out. Nothing is kept but memory maps.
 
     Args:
-        store: Where the tokens are.
-        split: ``train`` or ``val``.
-        sequence_length: L, tokens per row; the incomplete last row is left out.
+        streams: The corpora.
+        mixture: Which row of which of them a sample is.
+        sequence_length: L, tokens per row.
         segments: Also return which document each token belongs to.
     """
 
-    def __init__(self, store: TokenStore, split: str, sequence_length: int, segments: bool) -> None:
-        self.store = store
-        self.split = split
+    def __init__(self, streams: list[TokenStream], mixture: Mixture, sequence_length: int, segments: bool) -> None:
+        self.streams = streams
+        self.mixture = mixture
         self.sequence_length = sequence_length
         self.segments = segments
-        self.rows = len(store.tokens(split)) // sequence_length
 
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return ``input_ids`` int64 [L], ``maskable`` bool [L] and, if asked for, ``segment_ids`` int64 [L]."""
-        start = index * self.sequence_length
-        tokens = self.store.tokens(self.split)[start : start + self.sequence_length]
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        """Return ``input_ids`` int64 [L], ``maskable`` bool [L], ``sample`` int64 [] and, if asked for, ``segment_ids``
+        int64 [L].
+        """
+        place = self.mixture.locate(sample)
+        stream = self.streams[place.corpus]
+        start = place.row * self.sequence_length
+        stop = start + self.sequence_length
         row = {
-            "input_ids": torch.from_numpy(tokens.astype(np.int64)),
+            "input_ids": torch.from_numpy(stream.read(start, stop).astype(np.int64)),
             "maskable": torch.ones(self.sequence_length, dtype=torch.bool),
+            "sample": torch.tensor(sample),
         }
         if self.segments:
-            ends = self.store.ends(self.split)
-            positions = np.arange(start, start + self.sequence_length)
-            documents = np.searchsorted(ends, positions, side="right")
+            documents = stream.document_of(start, stop)
             row["segment_ids"] = torch.from_numpy(documents - documents[0])
         return row
 
 
-class RowOrder(Sampler[int]):
-    """The rows one rank reads in one epoch: a pure function of (seed, epoch, rank), resumable at any sample.
+class SampleOrder(Sampler[int]):
+    """The samples that one rank reads: the global sequence first, first + 1, ... cut into micro-batches, dealt out.
 
-    Every epoch is a new permutation of all rows, cut into global batches, each of which is dealt out to the ranks. The
-    order of global batches is therefore the same for any number of ranks and of accumulated micro-batches.
+    The sequence does not depend on how many ranks, accumulated micro-batches or worker processes share it.
 
     Args:
-        rows: Rows in the split.
+        samples: How many to read over all ranks, from the first on; an incomplete last micro-batch is left out.
         micro_batch: Rows per rank and forward pass.
         rank: This process.
         world_size: Number of processes.
-        seed: Of the permutations; None keeps the rows in order.
-        epoch: Epoch to start in.
-        start: Rows of that epoch, over all ranks, that were already read.
-        accumulate: Micro-batches per optimizer step; an incomplete last step is left out.
+        first: Called when an epoch begins; returns its first sample.
     """
 
     def __init__(
-        self,
-        rows: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int | None,
-        epoch: int = 0,
-        start: int = 0,
-        accumulate: int = 1,
+        self, samples: int, micro_batch: int, rank: int, world_size: int, first: Callable[[], int] = lambda: 0
     ) -> None:
         self.stride = micro_batch * world_size
-        self.batches = rows // (self.stride * accumulate) * accumulate
+        self.batches = samples // self.stride
         self.micro_batch = micro_batch
         self.rank = rank
-        self.rows = rows
-        self.seed = seed
-        self.epoch = epoch
-        self.start = start
+        self.first = first
 
     def __len__(self) -> int:
         return self.batches * self.micro_batch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
     def __iter__(self) -> Iterator[int]:
-        order = np.arange(self.rows)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
-        first = self.start // self.stride
-        for batch in range(first, self.batches):
-            offset = batch * self.stride + self.rank * self.micro_batch
-            yield from order[offset : offset + self.micro_batch].tolist()
+        first = self.first() + self.rank * self.micro_batch
+        for batch in range(self.batches):
+            yield from range(first + batch * self.stride, first + batch * self.stride + self.micro_batch)

@@ -15,11 +15,14 @@ from tests.data.conftest import Texts
 TEXTS = [f"def f{i}(x):\n    return x * {i}\n" for i in range(60)]
 
 
-def attached(data: CorpusDataModule, ranks: int = 1, accumulate: int = 1, rank: int = 0) -> CorpusDataModule:
+def attached(
+    data: CorpusDataModule, ranks: int = 1, accumulate: int = 1, rank: int = 0, step: int = 0
+) -> CorpusDataModule:
     """A data module as rank ``rank`` of a trainer has it."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=ranks,
         global_rank=rank,
+        global_step=step,
         accumulate_grad_batches=accumulate,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=False),
@@ -32,12 +35,16 @@ def attached(data: CorpusDataModule, ranks: int = 1, accumulate: int = 1, rank: 
 def test_batches_have_the_documented_shapes(tiny: Tiny, split: str, segments: bool) -> None:
     data = attached(tiny.data(segments=segments))
     loader: Any = getattr(data, f"{split}_dataloader")()
-    shapes = {"input_ids": torch.int64, "maskable": torch.bool} | ({"segment_ids": torch.int64} if segments else {})
+    shapes = {"input_ids": torch.int64, "maskable": torch.bool, "sample": torch.int64}
+    shapes |= {"segment_ids": torch.int64} if segments else {}
     batches = list(loader)
     assert len(batches) == len(loader) > 0
     for batch in batches:
         assert {name: value.dtype for name, value in batch.items()} == shapes
-        assert {tuple(value.shape) for value in batch.values()} == {(4, 32)}
+        assert {name: tuple(value.shape) for name, value in batch.items() if name != "sample"} == dict.fromkeys(
+            [name for name in shapes if name != "sample"], (4, 32)
+        )
+    assert torch.cat([batch["sample"] for batch in batches]).tolist() == list(range(4 * len(batches)))
 
 
 @pytest.mark.parametrize(("ranks", "accumulate", "micro"), [(1, 1, 24), (2, 1, 12), (1, 3, 8), (4, 2, 3)])
@@ -79,17 +86,22 @@ def test_ranks_share_out_the_rows(tiny: Tiny) -> None:
 
 
 def test_worker_processes_keep_the_order(tiny: Tiny) -> None:
-    own, workers = (attached(tiny.data(num_workers=count)).train_dataloader() for count in (0, 2))
-    assert rows_of(workers) == rows_of(own)
-    for loader in (own, workers):
-        loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    assert rows_of(workers) == rows_of(own)
+    own, workers = (attached(tiny.data(num_workers=count)) for count in (0, 2))
+    loaders = [data.train_dataloader() for data in (own, workers)]
+    first = rows_of(loaders[0])
+    assert rows_of(loaders[1]) == first
+    for data in (own, workers):
+        data.trainer.global_step = 10  # type: ignore[union-attr]
+    second = rows_of(loaders[0])
+    assert rows_of(loaders[1]) == second != first
+    rows = own.rows("train")
+    assert second == [rows[sample]["input_ids"].tolist() for sample in range(40, 40 + len(second))]
 
 
 def test_each_rank_reads_whole_optimizer_steps(tiny: Tiny) -> None:
-    """40 rows of 32: with 6 in a batch, the 4 left over are no step of their own under accumulation."""
+    """39 rows of 32: with 6 in a batch, the 3 left over are no step of their own under accumulation."""
     data = attached(tiny.data(global_batch_size=6), accumulate=3)
-    assert len(data.rows("train")) == 40
+    assert len(data.rows("train")) == 39
     assert len(data.train_dataloader()) == 18
 
 
@@ -114,8 +126,8 @@ def test_settings_that_cannot_work_are_refused_at_construction(options: dict[str
 def test_a_corpus_shorter_than_a_batch_says_by_how_much(tmp_path: Path, split: str) -> None:
     fraction = 0.001 if split == "val" else 0.0
     size = 1 if split == "val" else 512
-    data = CorpusDataModule(16, size, [Texts(TEXTS)], None, 270, val_fraction=fraction, cache_dir=str(tmp_path))
-    tokens = data.store.manifest["tokens"][split]
+    data = CorpusDataModule(16, size, [Texts(TEXTS)], vocab_size=270, val_fraction=fraction, cache_dir=str(tmp_path))
+    tokens = data.store.tokens(split)
     numbers = rf"the {split} split has {tokens} tokens, {tokens // 16} rows of data.sequence_length 16, fewer than the"
     with pytest.raises(ValueError, match=rf"\A{numbers} {size} rows of one batch; [^\n]+\Z") as error:
         attached(data).setup("fit")
@@ -125,13 +137,13 @@ def test_a_corpus_shorter_than_a_batch_says_by_how_much(tmp_path: Path, split: s
 
 def test_a_corpus_of_part_of_a_step_is_too_short_under_accumulation(tmp_path: Path) -> None:
     """It would fill micro-batches, but no optimizer step."""
-    data = CorpusDataModule(16, 512, [Texts(TEXTS)], None, 270, val_fraction=0.0, cache_dir=str(tmp_path))
+    data = CorpusDataModule(16, 512, [Texts(TEXTS)], vocab_size=270, val_fraction=0.0, cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match="fewer than the 512 rows of one batch"):
         attached(data, accumulate=512).setup("fit")
 
 
 def test_evaluation_does_not_need_rows_to_train_on(tmp_path: Path) -> None:
-    data = CorpusDataModule(16, 8, [Texts(TEXTS)], None, 270, val_fraction=0.95, cache_dir=str(tmp_path))
+    data = CorpusDataModule(16, 8, [Texts(TEXTS)], vocab_size=270, val_fraction=0.95, cache_dir=str(tmp_path))
     attached(data).setup("validate")
 
 

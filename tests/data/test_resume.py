@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from coda.data import TextFiles
 from tests.conftest import Tiny
 
 STEPS_PER_EPOCH = 10  # 40 rows in batches of 4
@@ -105,7 +106,55 @@ def test_the_weights_end_up_the_same(tiny: Tiny) -> None:
     assert torch.equal(fit(stop=0, resume=tiny.folder / "here.ckpt"), whole)
 
 
-def test_a_checkpoint_counts_rows_over_all_micro_batches(tiny: Tiny) -> None:
+def test_a_checkpoint_counts_samples_over_all_micro_batches(tiny: Tiny) -> None:
     read(tiny, 2, save_after=14)
     state = torch.load(tiny.folder / "here.ckpt", weights_only=True)["CorpusDataModule"]
-    assert state == {"epoch": 1, "rows": 16}
+    assert state["samples"] == 14 * 4
+    assert state["order"]["rows"][0] // 4 == STEPS_PER_EPOCH
+    assert (state["order"]["seed"], state["order"]["sequence_length"]) == (0, 38)
+
+
+@pytest.fixture
+def checkpoint(tiny: Tiny) -> Path:
+    """Behind the second step."""
+    reader = Reader(1, 2, tiny.folder / "here.ckpt")
+    tiny.trainer(reader, max_steps=2, logger=False).fit(tiny.module(), tiny.data())
+    return tiny.folder / "here.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"global_batch_size": 8}, "global_batch_size was 4, is 8"),
+        ({"sequence_length": 16}, "sequence_length was 32, is 16"),
+        ({"shuffle_window": 5}, "window was None, is 5"),
+        ({"val_fraction": 0.5}, "rows was "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_order_of_samples_is_refused(tiny: Tiny, checkpoint: Path, changed: dict[str, Any], words: str) -> None:
+    """Before a step is taken; starting from the weights alone is the way out."""
+    trainer = tiny.trainer(max_steps=4, logger=False)
+    with pytest.raises(ValueError, match=f"read its data in another order .*{words}.*model.init_from"):
+        trainer.fit(tiny.module(), tiny.data(**changed), ckpt_path=checkpoint)
+    assert trainer.global_step in (0, 2)
+
+
+def test_another_corpus_is_refused(tiny: Tiny, checkpoint: Path) -> None:
+    """Of the same name and number of rows, but other documents: they are other samples."""
+    data = tiny.data()
+    (copy := tiny.folder / "corpus").mkdir()
+    for path in tiny.corpus.iterdir():
+        (copy / path.name).write_text(path.read_text().replace("x", "y"))
+    data.sources = [TextFiles([str(copy)])]
+    data.tokenizer_path = None
+    with pytest.raises(ValueError, match="another order"):
+        tiny.trainer(max_steps=4, logger=False).fit(tiny.module(), data, ckpt_path=checkpoint)
+
+
+def test_segments_may_change(tiny: Tiny, checkpoint: Path) -> None:
+    """They are no matter of order."""
+    trainer = tiny.trainer(max_steps=4, logger=False)
+    trainer.fit(tiny.module(), tiny.data(segments=True), ckpt_path=checkpoint)
+    assert trainer.global_step == 4
