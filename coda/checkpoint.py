@@ -1,15 +1,21 @@
-"""Self-contained checkpoints: a .ckpt carries the model's config and tokenizer, so weights never travel without them."""
+"""Self-contained checkpoints: a .ckpt carries the model's config and tokenizer, so weights never travel without them.
+
+Written whole or not at all, and readable by a run with another number of micro-batches per step.
+"""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coda.data.tokenizer import load_tokenizer
+from coda.files import new_file
 from coda.model.configuration_coda import CoDAConfig
 from coda.model.modeling_coda import CoDALanguageModel, untie
 
@@ -24,6 +30,61 @@ def describe(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerBase) -> di
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
     return {"config": model.config.to_dict(), "tokenizer": files}
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name and renames it once it is safe on disk.
+
+    Lightning's own goes through a copy in memory, and through the temporary folder, from where a rename may be a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to a local ``path``; what is behind a URL is left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with new_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def recount_micro_batches(fit_loop: dict[str, Any], accumulate: int, by_steps: bool) -> None:
+    """Have the Trainer go on behind the last whole optimizer step; changes the state ``fit_loop`` of a checkpoint in place.
+
+    Lightning counts micro-batches, which another accumulation makes larger or smaller, and goes on in a different way for
+    every hook that may have written the checkpoint. This makes them one: the counts become those of a checkpoint written
+    right behind a step. A step that was under way (validation may come in the middle) begins again: its gradients were
+    not saved. A pass that was complete is not entered again.
+
+    Args:
+        fit_loop: State of the fit loop.
+        accumulate: Micro-batches per step from now on.
+        by_steps: Whether the length of training is given in steps, by which Lightning tells how to resume.
+    """
+    steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+    batches, passes = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+    ended = batches["is_last_batch"]
+    for scope in ("total", "current"):
+        done = steps[scope]["completed"] * accumulate
+        batches[scope] = {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        begun = passes[scope]["started"]
+        finished = begun if ended else begun - 1
+        passes[scope] = {"ready": begun, "started": begun, "processed": finished, "completed": finished}
+    batches["is_last_batch"] = False
+    # The number of the next point in the logger. Lightning adds the step just done, unless it begins a pass afresh.
+    afresh = ended and not by_steps
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps["total"]["completed"] - (0 if afresh else 1)
+
+
+def find_last(folders: list[Path]) -> Path | None:
+    """The checkpoint in ``folders`` that was written last; one that cannot be read is passed over with a warning."""
+    found = [path for folder in folders for path in folder.glob("*.ckpt")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            read_checkpoint(str(path))
+            return path
+        except ValueError as error:
+            rank_zero_warn(f"passed over: {error}")
+    return None
 
 
 def load_model(source: str, **options: Any) -> tuple[CoDALanguageModel, PreTrainedTokenizerBase]:

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights, read_config
+from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights, read_config, recount_micro_batches
+from coda.data.mixture import mix
 from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
 from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, PretrainedBackbone
 from coda.model.flops import training_flops
 from coda.model.modeling_coda import untie
+from coda.model.sampling_coda import row_noise
 from coda.objective import DiffusionObjective, ObjectiveOutput
 from coda.optimization import ConstantRate, LearningRateSchedule
 
@@ -25,8 +27,7 @@ class DiffusionModule(L.LightningModule):
     """Trains a bidirectional Qwen3 by masked diffusion (arXiv 2510.03270).
 
     Training masks with ``masking`` and minimises ``objective``. Validation is always the same quantity, whatever the
-    training: the likelihood bound of eq. 6 in nats per token, under random masking with noise that is fixed for a given
-    number of ranks and rows per batch.
+    training: the likelihood bound of eq. 6 in nats per token, under random masking with noise that is fixed for each row.
 
     Args:
         backbone: The model to train.
@@ -37,7 +38,8 @@ class DiffusionModule(L.LightningModule):
         lr_schedule: Learning rate over training, as multiples of the optimizer's; None keeps it constant.
         init_from: Start from these weights alone (a .ckpt or an exported folder): how one stage follows another.
         annealing: Restrict attention to the future early in training; None attends to both sides at once.
-        seed: Of noise levels and masks, which are a function of (seed, step, micro-batch, rank).
+        seed: Of noise levels and masks. A row's are a function of seed, step and its number in the order of training
+            (``sample`` of the batch), whatever ranks and accumulation.
     """
 
     backbone: CoDALanguageModel
@@ -160,18 +162,13 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the sum of weighted losses; :meth:`on_after_backward` divides once the whole global batch is summed."""
-        micro = batch_idx % self.trainer.accumulate_grad_batches
-        shard = micro * self.trainer.world_size + self.trainer.global_rank
-        shards = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        generator = self.seeded_generator(self.trainer.global_step, shard)
-        output, masked, t = self.diffuse(batch, self.masking, self.objective, generator, shard, shards)
+        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        output, masked, t = self.diffuse(batch, self.masking, self.objective, len(batch["sample"]) * micro_batches)
         self._batch_idx = batch_idx
         report = replace(output, loss_sum=output.loss_sum.detach())
-        if micro == 0:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._loss_sum, self._denominator = torch.zeros_like(report.loss_sum), torch.zeros_like(report.denominator)
         self._loss_sum, self._denominator = self._loss_sum + report.loss_sum, self._denominator + report.denominator
-        # By the last micro-batch of a step, when metrics are written, this is the loss over all of them.
-        self.log("train/loss", self._loss_sum / self._denominator.clamp(min=1), batch_size=len(t))
         return {"loss": output.loss_sum, "output": report, "t": t, "applied": masked.applied}
 
     def diffuse(
@@ -179,18 +176,17 @@ class DiffusionModule(L.LightningModule):
         batch: dict[str, Tensor],
         masking: MaskingStrategy,
         objective: DiffusionObjective,
-        generator: torch.Generator | None,
-        shard: int,
-        shards: int,
+        batch_size: int,
     ) -> tuple[ObjectiveOutput, MaskedBatch, Tensor]:
-        """Draw noise levels and masks, run the model, and return the loss sums, what was masked, and t [B]."""
-        ids, segments = batch["input_ids"], batch.get("segment_ids")
-        rows, length = ids.shape
-        training = self.training
-        rotation = hash((self.seed, self.trainer.global_step)) if training else 0
-        t = objective.time.sample(
-            rows, shard=shard, num_shards=shards, rotation=rotation, device=ids.device, generator=generator
-        )
+        """Draw noise levels and masks, run the model, and return the loss sums, what was masked, and t [B].
+
+        ``batch_size`` counts the rows over which noise levels are spread.
+        """
+        ids, segments, training = batch["input_ids"], batch.get("segment_ids"), self.training
+        # Far apart for other seeds, and for validation, so that no two rows share their noise.
+        seeds = batch["sample"] + (mix(self.seed, int(training)) >> 2)
+        rotation = mix(self.seed, self.trainer.global_step) >> 33 if training else 0
+        t = objective.time.sample(batch["sample"], batch_size, row_noise(seeds, 0, 1)[:, 0], rotation)
         masked = masking(
             ids,
             objective.predictable(batch["maskable"], segments),
@@ -198,14 +194,15 @@ class DiffusionModule(L.LightningModule):
             self.progress if training else 1.0,
             mask_token_id=self.backbone.config.mask_token_id,
             pad_token_id=self.backbone.config.pad_token_id,
-            generator=generator,
+            seeds=seeds,
         )
         visible = None
         if self.annealing is not None and training:
-            visible = self.annealing.visible(length, self.progress, ids.device, generator)
+            generator = self.seeded_generator(self.trainer.global_step)
+            visible = self.annealing.visible(ids.shape[1], self.progress, ids.device, generator)
         hidden = self.backbone(
             masked.noisy_input_ids,
-            attention_mask=masked.attention_mask,
+            attention_mask=both(batch.get("attention_mask"), masked.attention_mask),
             segment_ids=segments,
             output_logits=False,
             visible=visible,
@@ -215,16 +212,18 @@ class DiffusionModule(L.LightningModule):
         return output, masked, t
 
     def on_after_backward(self) -> None:
-        """Before the optimizer steps, turn the summed gradient into that of the loss of the whole global batch.
+        """Before the optimizer steps, turn the summed gradient into that of the loss of the whole global batch; log it.
 
         The denominator is only known once all micro-batches of all ranks are masked. The Trainer divided the sum by the
         number of micro-batches and the strategy by the number of ranks; both are undone here.
         """
         if not ends_step(self.trainer, self._batch_idx):
             return
-        total = self._denominator.clone()
+        sums = torch.stack([self._denominator, self._loss_sum])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)  # Lightning's reduce would put a barrier before it
+            torch.distributed.all_reduce(sums)  # Lightning's reduce would put a barrier before it
+        total, loss_sum = sums
+        self.log("train/loss", loss_sum / total.clamp(min=1))
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
@@ -249,31 +248,34 @@ class DiffusionModule(L.LightningModule):
         self._evaluate("test", batch, batch_idx, sum(self.trainer.num_test_batches))
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor], batch_idx: int, batches: float) -> None:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        shard = batch_idx * world + rank
-        generator = self.seeded_generator(-1, shard)
-        output, _, _ = self.diffuse(
-            batch, self.bound_masking, self.bound_objective, generator, shard, max(int(batches), batch_idx + 1) * world
-        )
+        rows = max(int(batches), batch_idx + 1) * len(batch["sample"]) * self.trainer.world_size
+        output, _, _ = self.diffuse(batch, self.bound_masking, self.bound_objective, rows)
         self.bound.update(output.loss_sum / output.denominator.clamp(min=1), output.denominator)
         masked = output.masked.sum()
         self.accuracy.update(output.correct.sum() / masked.clamp(min=1), masked)
         self.log_dict({f"{stage}/bound": self.bound, f"{stage}/accuracy": self.accuracy}, on_epoch=True, on_step=False)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Write the second half of every row with the sampler; returns ``reference`` and ``sequences``, int64 [B, L]."""
-        ids = batch["input_ids"]
-        half = ids.shape[1] // 2
-        sequences = self.backbone.diffusion_generate(ids[:, :half], max_new_tokens=ids.shape[1] - half, seed=self.seed)
-        return {"reference": ids, "sequences": sequences}
+        """Write what follows the prompt of every row, or its second half, with the sampler.
 
-    def seeded_generator(self, step: int, shard: int) -> torch.Generator | None:
-        """The source of randomness for one micro-batch; None on devices without generators (XLA)."""
+        Returns ``reference`` and ``sequences``, int64 [B, L], and ``written``, bool [B, L], what the model had to write.
+        """
+        ids, maskable = batch["input_ids"], batch["maskable"]
+        half = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] // 2
+        written = torch.where(maskable.all(dim=1, keepdim=True), half, maskable)
+        canvas = ids.masked_fill(written, self.backbone.config.mask_token_id)
+        sequences = self.backbone.diffusion_generate(
+            canvas, batch.get("attention_mask"), max_new_tokens=0, seed=self.seed
+        )
+        return {"reference": ids, "sequences": sequences, "written": written}
+
+    def seeded_generator(self, step: int) -> torch.Generator | None:
+        """The source of randomness that all rows of a step share; None on devices without generators (XLA)."""
         if self.device.type == "xla":
             return None
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(self.device)
-        return self._generator.manual_seed(hash((self.seed, step, shard)) % 2**63)
+        return self._generator.manual_seed(hash((self.seed, step)) % 2**63)
 
     # What monitors and checkpoints ask for
 
@@ -286,9 +288,19 @@ class DiffusionModule(L.LightningModule):
         checkpoint[RECORD] = describe(self.backbone, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the output head its own weights if those of the checkpoint are."""
+        """Give the output head its own weights if those of the checkpoint are, and count in this run's micro-batches."""
         if not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
             untie(self.backbone)
+        if "loops" in checkpoint:
+            by_steps = self.trainer.max_steps != -1  # type: ignore[attr-defined]
+            recount_micro_batches(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches, by_steps)
+
+
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Where both masks are True; None is one that is True everywhere."""
+    if first is None or second is None:
+        return first if second is None else second
+    return first & second
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
