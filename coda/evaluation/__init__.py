@@ -1,0 +1,1 @@
+"""Evaluation that reproduces: tasks, the sandbox that runs what models write, judges, pass@k, likelihood."""
