@@ -10,7 +10,7 @@ PIP_ARGS ?=
 # training step takes 40 times as long. On idle cores it costs a fifth.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup quickstart test lint format bench tensorboard clean
+.PHONY: help setup quickstart rehearse test lint format bench tensorboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,21 @@ quickstart: $(VENV)/.ready ## train a small diffusion coder on real code, then f
 	$(VENV)/bin/python -m coda.generate --model $$(ls -td runs/quickstart/*/export | head -1) \
 		--prompt $$'    def __init__(self, name, value):\n' --suffix $$'\n        self.value = value\n' --max_new_tokens 16
 
+# Stage 1 -> 2 -> 3a -> 3b on a small model, each from the weights of the last, in a new folder under runs/rehearsal.
+STEPS ?= 500
+RUN := runs/rehearsal/$(shell date +%Y%m%d-%H%M%S)
+FIT = $(VENV)/bin/python main.py fit --config $(1).yaml --config rehearsal.yaml --trainer.max_steps $(STEPS) \
+	--trainer.logger.init_args.save_dir $(RUN) --export.folder $(RUN)/$(1)/export
+FROM = --model.init_from $(RUN)/$(1)/export --data.init_args.tokenizer $(RUN)/$(1)/export
+
+rehearse: $(VENV)/.ready ## all four stages on a small model, seven corpora and function bodies, then a sample
+	$(call FIT,stage1) --data configs/data/embedded.yaml
+	$(call FIT,stage2) $(call FROM,stage1)
+	$(call FIT,stage3a) $(call FROM,stage2)
+	$(call FIT,stage3b) $(call FROM,stage3a)
+	$(VENV)/bin/python -m coda.generate --model $(RUN)/stage3b/export --chat --max_new_tokens 48 \
+		--prompt $$'Complete the function.\ndef close(self):\n    """Close the file and release its resources."""'
+
 test: $(VENV)/.ready ## run all tests
 	$(VENV)/bin/python -m pytest
 
@@ -43,7 +58,9 @@ format: $(VENV)/.ready ## let ruff format the code
 bench: $(VENV)/.ready ## measure speed and memory; prints the tables of benchmarks/RESULTS.md
 	$(VENV)/bin/python -m benchmarks.training_step
 	$(VENV)/bin/python -m benchmarks.masking
+	$(VENV)/bin/python -m benchmarks.data_loading
 	$(VENV)/bin/python -m benchmarks.decoding
+	$(VENV)/bin/python -m benchmarks.judging
 
 tensorboard: $(VENV)/.ready ## watch the curves and samples of all runs
 	$(VENV)/bin/tensorboard --logdir runs

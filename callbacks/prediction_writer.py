@@ -22,16 +22,16 @@ class PredictionWriter(BasePredictionWriter):
 
     def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *_: Any) -> None:
         """Decode and append one batch."""
-        decode = trainer.datamodule.tokenizer.batch_decode  # type: ignore[attr-defined]
-        half = prediction["reference"].shape[1] // 2
-        columns = {
-            "prompt": decode(prediction["reference"][:, :half]),
-            "completion": decode(prediction["sequences"][:, half:]),
-            "reference": decode(prediction["reference"][:, half:]),
-        }
+        decode = trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
+        rows = zip(prediction["reference"], prediction["sequences"], prediction["written"], strict=True)
         with self.path.open("a", encoding="utf-8") as file:
-            for row in zip(*columns.values(), strict=True):
-                file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+            for reference, sequence, written in rows:
+                texts = {
+                    "prompt": decode(reference[: int(written.long().argmax())]),  # not what fills up the row behind it
+                    "completion": decode(sequence[written]),
+                    "reference": decode(reference[written]),
+                }
+                file.write(json.dumps(texts) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from callbacks.throughput import paused
-from coda.generate import build_canvas, text_of
+from coda.data.conversations import TASK
+from coda.generate import build_canvas, in_chat, text_of
 from coda.model import CoDAGenerationConfig
 from coda.module import ends_step
 
@@ -24,13 +25,19 @@ PROMPTS = [
     ("infilling", "for i in range(10):\n", "\n    print(i)\n"),
     ("unconditional", "", ""),
 ]
+# What instruction tuning answers with a body.
+FUNCTIONS = [
+    'def read_lines(path):\n    """Return the lines of the text file at path."""\n',
+    'def is_even(number):\n    """Tell whether the number is divisible by two."""\n',
+    'def __len__(self):\n    """Return the number of items in the queue."""\n',
+]
 
 
 class DiffusionSampling(Callback):
     """Decodes fixed prompts with the real sampler and logs what comes out.
 
     Logs the samples as text, the denoising history of the first one, ``samples/parses`` (share that is valid Python)
-    and ``samples/infilling_exact_match`` (share of held-out spans that are restored token by token).
+    and, for packed rows, ``samples/infilling_exact_match`` (share of held-out spans restored token by token).
 
     Args:
         every_n_steps: Optimizer steps between samplings; 0 samples at validation only.
@@ -44,6 +51,7 @@ class DiffusionSampling(Callback):
         exact_match_rows: Held-out rows for infilling exact match; 0 leaves it out.
         exact_match_span: Masked tokens in the middle of each of them.
         history_frames: Denoising steps shown of the first sample.
+        chat: Ask for function bodies in the tokenizer's chat template instead, as instruction tuning does.
         seed: Of the samples.
     """
 
@@ -60,6 +68,7 @@ class DiffusionSampling(Callback):
         exact_match_rows: int = 16,
         exact_match_span: int = 4,
         history_frames: int = 8,
+        chat: bool = False,
         seed: int = 0,
     ) -> None:
         if every_n_steps < 0:
@@ -68,6 +77,7 @@ class DiffusionSampling(Callback):
         self.at_validation = at_validation
         self.max_new_tokens = max_new_tokens
         self.history_frames = history_frames
+        self.chat = chat
         self.exact_match_rows = exact_match_rows
         self.exact_match_span = exact_match_span
         self.settings: dict[str, Any] = {"steps": steps, "alg": alg, "temperature": temperature, "top_p": top_p}
@@ -79,9 +89,11 @@ class DiffusionSampling(Callback):
         """Find out before the first step, not at the first sampling, what cannot be decoded.
 
         Raises:
-            ValueError: If a sample does not fit the model, or a span to fill in the rows.
+            ValueError: If a sample does not fit the model, or a span to fill in the rows, or there is no chat template.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.chat and data.tokenizer.chat_template is None:
+            raise ValueError("sampling.chat is true, but data.tokenizer has no chat template; set it to false")
         positions = int(pl_module.backbone.config.max_position_embeddings)  # type: ignore[arg-type, union-attr]
         longest = max(ids.shape[1] for _, _, _, ids, _ in self._canvases(data.tokenizer))
         if longest > positions:
@@ -116,18 +128,24 @@ class DiffusionSampling(Callback):
         with trainer.precision_plugin.forward_context():
             texts, history = self._texts(pl_module, tokenizer)
             scores = {"samples/parses": sum(parses(text) for text in texts.values()) / len(texts)}
-            if min(self.exact_match_rows, len(trainer.datamodule.rows("val"))) > 0:  # type: ignore[attr-defined]
+            if not self.chat and min(self.exact_match_rows, len(trainer.datamodule.rows("val"))) > 0:  # type: ignore[attr-defined]
                 scores["samples/infilling_exact_match"] = self._exact_match(trainer, pl_module)
         pl_module.train(training)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts the bound of this validation
         for logger in trainer.loggers:
-            logger.log_metrics(scores, step=trainer.global_step)
+            logger.log_metrics(scores, step=step)
             if isinstance(logger, TensorBoardLogger):
                 for name, text in {**texts, "denoising": history}.items():
                     # Four spaces make it a code block in TensorBoard's Markdown.
                     markdown = "\n".join(f"    {line}" for line in text.splitlines())
-                    logger.experiment.add_text(f"samples/{name}", markdown, trainer.global_step)
+                    logger.experiment.add_text(f"samples/{name}", markdown, step)
 
     def _canvases(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, str, Tensor, slice]]:
+        if self.chat:
+            for number, head in enumerate(FUNCTIONS):
+                asked = in_chat(tokenizer, f"{TASK}{head.rstrip()}")
+                yield f"function_{number}", head, "", *build_canvas(tokenizer, asked, "", self.max_new_tokens)
+            return
         for number, (kind, prompt, suffix) in enumerate(PROMPTS):
             masks = self.max_new_tokens // 4 if kind == "infilling" else self.max_new_tokens
             yield f"{kind}_{number}", prompt, suffix, *build_canvas(tokenizer, prompt, suffix, max(masks, 1))

@@ -7,8 +7,11 @@ from typing import Any
 from lightning import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks import (
+    BenchmarkEvaluation,
     BoundReport,
     DiffusionMonitor,
     DiffusionProgressBar,
@@ -16,8 +19,10 @@ from callbacks import (
     GradientNorm,
     ModelExport,
     PredictionWriter,
+    Preemption,
     Throughput,
 )
+from coda.checkpoint import find_last, read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -25,9 +30,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class CodaCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` over one YAML, with overlays.
 
-    The callbacks that have settings get a section of their own (``sampling``, ``checkpoint``, ``export``), so that an
-    overlay changes one setting of one of them; monitors without settings are always there. More go into
-    ``trainer.callbacks``.
+    The callbacks that have settings get a section of their own (``sampling``, ``evaluation``, ``checkpoint``,
+    ``export``), so that an overlay changes one setting of one of them; monitors without settings are always there. More
+    go into ``trainer.callbacks``.
     """
 
     def __init__(self, model_class: type[LightningModule], **options: Any) -> None:
@@ -38,6 +43,7 @@ class CodaCLI(LightningCLI):
             Throughput(),
             BoundReport(),
             PredictionWriter(),
+            Preemption(),
         ]
         defaults = {
             "subclass_mode_data": True,
@@ -51,9 +57,16 @@ class CodaCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections of the configurable callbacks."""
         parser.add_lightning_class_args(DiffusionSampling, "sampling")
+        parser.add_lightning_class_args(BenchmarkEvaluation, "evaluation")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ModelExport, "export")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{step}"})
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "{step}",
+                "checkpoint.enable_version_counter": False,  # a resumed run writes the same names again
+            }
+        )
 
     def before_instantiate_classes(self) -> None:
         """Add the progress bar unless ``trainer.enable_progress_bar`` is false.
@@ -70,16 +83,34 @@ class CodaCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find out what does not fit before a corpus is tokenised and a run's folder is made."""
-        checkpoint = self.config[self.config.subcommand].ckpt_path
-        if (
-            checkpoint not in (None, "last", "best", "hpc")
-            and "://" not in checkpoint
-            and not Path(checkpoint).exists()
-        ):
+        options = self.config_init[self.config_init.subcommand]
+        if options.ckpt_path == "last":
+            options.ckpt_path = self._last_checkpoint()
+        checkpoint = options.ckpt_path
+        if checkpoint not in (None, "best", "hpc") and "://" not in checkpoint and not Path(checkpoint).exists():
             raise ValueError(f"--ckpt_path {checkpoint} does not exist; give a .ckpt of the run to go on with, or last")
         self.model.check(self.datamodule, resuming=checkpoint is not None)
 
     before_validate = before_test = before_predict = before_fit
+
+    def _last_checkpoint(self) -> str | None:
+        """The newest checkpoint of all versions of this run; a fit goes on in the logger's version that it comes from."""
+        callback, logger = self.trainer.checkpoint_callback, self.trainer.logger
+        folders = [Path(callback.dirpath)] if isinstance(callback, ModelCheckpoint) and callback.dirpath else []
+        if isinstance(logger, TensorBoardLogger):
+            folders += [version / "checkpoints" for version in Path(logger.root_dir).glob("*") if version.is_dir()]
+        path, resuming = find_last(folders), self.config_init.subcommand == "fit"
+        if path is None and not resuming:
+            raise ValueError("--ckpt_path last, but the run has no checkpoint yet; fit first, or give a .ckpt")
+        if path is None:
+            rank_zero_info("--ckpt_path last: there is no checkpoint yet, the run starts anew")
+            return None
+        rank_zero_info(f"--ckpt_path last: taking {path}")
+        if resuming and isinstance(logger, TensorBoardLogger) and path.parent.parent.parent == Path(logger.root_dir):
+            logger._version = path.parent.parent.name
+            # Points behind the checkpoint come again; TensorBoard forgets the old ones. The first step is number 0.
+            logger._kwargs["purge_step"] = read_checkpoint(str(path))["global_step"]
+        return str(path)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look up bare config names in ``configs/`` before parsing."""

@@ -52,6 +52,16 @@ def build_canvas(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str, m
     return torch.tensor([ids]), slice(len(head), len(head) + masks)
 
 
+def in_chat(tokenizer: PreTrainedTokenizerBase, instruction: str) -> str:
+    """The prompt that asks for an answer to ``instruction``. Raises ValueError if the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "--chat needs a chat template, which this model's tokenizer lacks; take an instruction-tuned one"
+        )
+    turns = [{"role": "user", "content": instruction}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     """Decode generated ``ids`` [N] up to the first end of text or of turn."""
     last = [token for token in (separator_id(tokenizer), tokenizer.eos_token_id) if token is not None]
@@ -112,6 +122,7 @@ def main(
     suffix: str = "",
     gap_lengths: list[int] | None = None,
     guide: str | None = None,
+    chat: bool = False,
     stream: bool = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     **decoding: Any,
@@ -124,6 +135,7 @@ def main(
         suffix: Text behind the gap.
         gap_lengths: Lengths of the gap to try, for example [4,8,16]; the most probable text per token is kept.
         guide: Verifies drafts from left to right: an autoregressive model, or "self" for this one's causal pass.
+        chat: Put the prompt as an instruction, in the tokenizer's chat template, and print the answer alone.
         stream: Show the drafts as they form.
         device: Where to run.
         **decoding: See :class:`Decoding`.
@@ -136,19 +148,20 @@ def main(
     language_model, tokenizer = load_model(model)
     language_model.eval().to(device)
     settings["guide"] = load_guide(guide, tokenizer, device)
+    asked, shown = (in_chat(tokenizer, prompt), "") if chat else (prompt, prompt)
     if gap_lengths:
-        head, tail = (build_canvas(tokenizer, text, "", 0)[0][0].tolist() if text else [] for text in (prompt, suffix))
+        head, tail = (build_canvas(tokenizer, text, "", 0)[0][0].tolist() if text else [] for text in (asked, suffix))
         filled = language_model.diffusion_infill([head or [separator_id(tokenizer)], tail], gap_lengths, **settings)
-        print(prompt + text_of(tokenizer, filled.gaps[0]) + suffix)
+        print(shown + text_of(tokenizer, filled.gaps[0]) + suffix)
         return
-    ids, gap = build_canvas(tokenizer, prompt, suffix, masks)
+    ids, gap = build_canvas(tokenizer, asked, suffix, masks)
     streamer = DraftStreamer(tokenizer) if stream else None
     sequences = language_model.diffusion_generate(ids.to(device), max_new_tokens=0, streamer=streamer, **settings)
     for sequence in sequences:
         if str(tokenizer.mask_token) in prompt + suffix:  # gaps of the caller's own, filled as well
             print(tokenizer.decode(sequence))
         else:
-            print(prompt + text_of(tokenizer, sequence[gap]) + suffix)
+            print(shown + text_of(tokenizer, sequence[gap]) + suffix)
 
 
 def load_guide(source: str | None, tokenizer: PreTrainedTokenizerBase, device: str) -> CoDALanguageModel | str | None:
@@ -166,7 +179,8 @@ if __name__ == "__main__":
     parser = ArgumentParser(
         prog="python -m coda.generate", description="Generate code with a diffusion language model."
     )
-    parser.add_function_arguments(main, as_positional=False, skip={"stream"})
+    parser.add_function_arguments(main, as_positional=False, skip={"stream", "chat"})
+    parser.add_argument("--chat", action=ActionYesNo, default=False, help="put the prompt as an instruction")
     parser.add_argument("--stream", action=ActionYesNo, default=False, help="show the drafts as they form")
     try:
         main(**parser.parse_args().as_dict())

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from coda.checkpoint import RECORD, describe
+from coda.data.chat import TEMPLATE
 from coda.data.tokenizer import load_tokenizer, train_tokenizer
 from coda.export import export
 from coda.generate import DraftStreamer, build_canvas, main, text_of
@@ -216,3 +217,59 @@ def test_gaps_written_into_the_prompt_are_filled_and_shown(folder: str, capsys: 
     text = printed(capsys, folder, prompt="def f(<|mask|><|mask|>):\n", max_new_tokens=0)
     assert "<|mask|>" not in text
     assert text.startswith("def f(")
+
+
+@pytest.fixture(scope="module")
+def chat_folder(
+    tmp_path_factory: pytest.TempPathFactory, model: CoDALanguageModel, tokenizer: PreTrainedTokenizerFast
+) -> str:
+    """The same model, whose tokenizer has a chat template."""
+    path = tmp_path_factory.mktemp("chat") / "model"
+    tokenizer.save_pretrained(path / "tokenizer")
+    chatting = load_tokenizer(str(path / "tokenizer"))
+    chatting.chat_template = TEMPLATE
+    export(model, chatting, path / "model")
+    return str(path / "model")
+
+
+@pytest.mark.parametrize("suffix", ["", "\n    return y\n"])
+def test_in_a_chat_the_answer_alone_is_printed(
+    chat_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """And the prompt is put as a user's turn, in the template, before the gap."""
+    canvases: list[Any] = []
+    decode = CoDALanguageModel.diffusion_generate
+
+    def watched(self: CoDALanguageModel, ids: Any, **options: Any) -> Any:
+        canvases.append(ids[0].tolist())
+        sequences = decode(self, ids, **options)
+        gap = (ids[0] == self.config.mask_token_id).nonzero().squeeze(1)
+        sequences[0, gap] = torch.tensor(load_tokenizer(chat_folder)("x = 1<|im_end|>y ")["input_ids"])[: len(gap)]
+        return sequences
+
+    monkeypatch.setattr(CoDALanguageModel, "diffusion_generate", watched)
+    length = len(load_tokenizer(chat_folder)("x = 1<|im_end|>y ")["input_ids"])
+    assert (
+        printed(capsys, chat_folder, prompt="do", suffix=suffix, chat=True, max_new_tokens=length) == f"x = 1{suffix}\n"
+    )
+    asked = f"<|im_start|>user\ndo<|im_end|>\n<|im_start|>assistant\n{'<|mask|>' * length}{suffix}"
+    assert load_tokenizer(chat_folder).decode(canvases[0]) == asked
+
+
+def test_without_chat_the_template_is_not_used(chat_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, chat_folder, prompt=PROMPT).startswith(PROMPT)
+
+
+def test_a_chat_needs_a_template(folder: str) -> None:
+    with pytest.raises(ValueError, match="--chat needs a chat template, which this model's tokenizer lacks"):
+        main(folder, prompt=PROMPT, chat=True, device="cpu")
+
+
+@pytest.mark.slow
+def test_the_command_takes_chat_as_a_flag(chat_folder: str, folder: str) -> None:
+    done = command("--model", chat_folder, "--prompt", "do", "--max_new_tokens=5", "--chat")
+    assert done.returncode == 0, done.stderr
+    assert "<|" not in done.stdout and "user" not in done.stdout
+    refused = command("--model", folder, "--prompt", "do", "--chat")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: --chat needs a chat template")

@@ -9,6 +9,7 @@ import torch
 
 from callbacks import PredictionWriter
 from tests.conftest import Tiny
+from tests.data.chats import chat_data, conversation
 
 
 @pytest.fixture
@@ -49,3 +50,26 @@ def test_it_says_where_they_are(tiny: Tiny, capsys: pytest.CaptureFixture[str]) 
     trainer.predict(tiny.module(), tiny.data(sequence_length=16))
     assert f"predictions are in {tiny.folder / 'predictions-0.jsonl'}" in capsys.readouterr().out
     assert len((tiny.folder / "predictions-0.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("multiple", [None, 8], ids=["full rows", "filled up"])
+def test_of_conversations_the_model_writes_the_response(tiny: Tiny, multiple: int | None) -> None:
+    """The prompt has nothing of what fills up a batch, and the texts nothing of each other."""
+    data = chat_data(tiny.folder, count=60, val_fraction=0.4, canvas_multiple=multiple)
+    trainer = tiny.trainer(PredictionWriter())
+    predictions: Any = trainer.predict(tiny.module(), data)
+    lines = (Path(trainer.log_dir or "") / "predictions-0.jsonl").read_text().splitlines()
+    rows = data.rows("val")
+    assert len(lines) == len(rows) // 8 * 8
+    sequences = [sequence for batch in predictions for sequence in batch["sequences"]]
+    for i, line in enumerate(lines):
+        texts, row = json.loads(line), rows[i]
+        number = int(texts["prompt"].partition("Give ")[2].partition(".")[0])
+        (_, question), (_, answer) = conversation(number)
+        start, stop = int(row["maskable"].long().argmax()), len(row["input_ids"])
+        assert texts["prompt"] == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        assert texts["reference"] == data.tokenizer.decode(row["input_ids"][start:])
+        assert texts["reference"].startswith(f"{answer}<|im_end|>")
+        assert texts["completion"] == data.tokenizer.decode(sequences[i][start:stop])
+        assert torch.equal(sequences[i][:start], row["input_ids"][:start])
+        assert (sequences[i][stop:] == data.tokenizer.pad_token_id).all()
