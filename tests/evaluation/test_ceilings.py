@@ -41,11 +41,15 @@ def canonical(record: Record) -> str:
     return str(record["prompt"] + record["canonical_solution"] + record.get("suffix", ""))
 
 
-def failed(task: str, programs: Callable[[Record], str], time_limit: float = 20.0) -> set[Any]:
-    """The tasks whose program does not pass."""
+def failed(task: str, programs: Callable[[Record], str], patience: float = 0.0) -> set[Any]:
+    """The tasks whose program does not pass, those that ran out of time once more alone, for ``patience`` seconds."""
     rows = records(task)
     pairs = [(FORMATS[task][1](row), programs(row)) for row in rows]
-    verdicts = judge_all(pairs, Sandbox(), time_limit)
+    sandbox = Sandbox()
+    verdicts = list(judge_all(pairs, sandbox, 20.0))
+    for i, (judge, program) in enumerate(pairs):
+        if patience and verdicts[i].status == "timed_out":
+            verdicts[i] = judge.run(program, sandbox, patience)
     return {row["task_id"] for row, verdict in zip(rows, verdicts, strict=True) if not verdict.passed}
 
 
@@ -53,7 +57,8 @@ def failed(task: str, programs: Callable[[Record], str], time_limit: float = 20.
 @pytest.mark.parametrize("task", FORMATS)
 def test_canonical_solutions_reach_the_ceiling(task: str) -> None:
     assert len(records(task)) == SIZES[task]
-    assert failed(task, canonical) == IMPOSSIBLE.get(task, set())
+    """On a busy machine too: a minute is three times what Mbpp/599 is not granted, and it would need many."""
+    assert failed(task, canonical, patience=60.0) == IMPOSSIBLE.get(task, set())
 
 
 @pytest.mark.slow
