@@ -78,9 +78,8 @@ def stub(record: Record, body: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", ["return 'wrong'", "return Any()"])
 @pytest.mark.parametrize("task", ["humaneval_plus", "mbpp_plus"])
-def test_wrong_programs_score_nothing(task: str, body: str) -> None:
+def test_an_object_that_equals_everything_scores_nothing(task: str) -> None:
     rows = {row["task_id"]: row for row in records(task)}
-    passed = set(rows) - failed(task, lambda row: stub(row, body))
+    passed = set(rows) - failed(task, lambda row: stub(row, "return Any()"))
     assert passed == set()
