@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -301,13 +302,16 @@ class PreparedDataModule(L.LightningDataModule):
         return {"samples": self.trainer.global_step * self.global_batch_size, "order": self.order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the samples come in the same order as before.
+        """Check, before a fit goes on, that the samples come in the same order as before.
 
         Raises:
             ValueError: If the order has changed, naming what.
         """
         # Lightning looks for the position in the loader, and would warn that it is not there: the step tells it.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        assert self.trainer is not None
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
         ours, theirs = self.order(), state_dict["order"]
         changed = [f"{key} was {theirs.get(key)}, is {ours[key]}" for key in ours if ours[key] != theirs.get(key)]
         if changed:
