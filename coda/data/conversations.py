@@ -38,9 +38,14 @@ class InstructionColumns(RecordSource):
     """
 
     def __init__(
-        self, *, instruction: str = "instruction", output: str = "output", messages: str = "messages", **options: Any
+        self,
+        *args: Any,
+        instruction: str = "instruction",
+        output: str = "output",
+        messages: str = "messages",
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(*args, **options)
         self.instruction = instruction
         self.output = output
         self.messages = messages

@@ -27,8 +27,8 @@ class TextColumn(RecordSource):
         **options: See the base classes.
     """
 
-    def __init__(self, *, column: str = "text", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *args: Any, column: str = "text", **options: Any) -> None:
+        super().__init__(*args, **options)
         self.column = column
 
     def document(self, record: Any, where: Callable[[], str]) -> str | Skipped:
@@ -70,20 +70,6 @@ class HubDataset(TextColumn, HubRecords):
         revision: Branch, tag or commit; pin it for a corpus that stays the same.
         **options: See :class:`coda.data.sources.RecordSource` and :class:`coda.data.sources.Source`.
     """
-
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        split: str = "train",
-        column: str = "text",
-        data_files: str | list[str] | None = None,
-        revision: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            path=path, name=name, split=split, column=column, data_files=data_files, revision=revision, **options
-        )
 
 
 class PythonFiles(Source):
