@@ -24,6 +24,7 @@ class ModelExport(Callback):
         dtype: Cast the weights; None keeps them as they are.
         layout: ``coda``, or ``released`` for a folder that the code of the released CoDA models reads as well.
         max_shard_size: Weights are split into files of at most this size.
+        license: For the model card; None is Qwen3's if the weights descend from a Qwen3, and otherwise none.
         verify: Load the folder in a clean process, and compare logits, before it gets its name.
     """
 
@@ -35,15 +36,16 @@ class ModelExport(Callback):
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         layout: Literal["coda", "released"] = "coda",
         max_shard_size: str = "5GB",
+        license: str | None = None,
         verify: bool = True,
     ) -> None:
         self.folder = folder
         self.enabled = enabled
         self.best = best
         self.options = {} if dtype is None else {"dtype": dtype}
-        self.settings = {"layout": layout, "max_shard_size": max_shard_size}
-        self.verify = verify
+        self.settings: dict[str, Any] = {"layout": layout, "max_shard_size": max_shard_size}
         check_settings(**self.settings)
+        self.settings |= {"license": license, "verify": verify}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first step, not after the last, what is missing.
@@ -79,7 +81,7 @@ class ModelExport(Callback):
             record = record_of(pl_module)
             model = build_model(record, weights, "this run", **self.options)
             tokenizer, runs = pl_module.trainer.datamodule.tokenizer, runs_in(record["run"])
-        export(model, tokenizer, output, runs, verify=self.verify, **self.settings)
+        export(model, tokenizer, output, runs, **self.settings)
         rank_zero_info(f"exported to {output}; try: python -m coda.generate --model {output} --prompt 'def main('")
 
 

@@ -31,7 +31,8 @@ class LoRA(Adapter):
     Args:
         rank: Of the matrices.
         alpha: The update is scaled by alpha / rank.
-        dropout: Of the input of the adapter.
+        dropout: Of the input of the adapter. It comes from a global generator: with it, a run that goes on after a stop is
+            no longer the same bit for bit.
         target_modules: Names of the linear layers that are adapted: all of a Transformer layer's by default.
         use_rslora: Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
         use_dora: Learn the magnitude of each output apart from its direction.

@@ -29,6 +29,7 @@ def export(
     runs: Sequence[dict[str, Any]] = (),
     layout: str = "coda",
     max_shard_size: str = "5GB",
+    license: str | None = None,
     verify: bool = False,
 ) -> None:
     """Write ``model`` and ``tokenizer`` to the new folder ``output``, whole or not at all.
@@ -40,6 +41,7 @@ def export(
         runs: Records of the runs behind the weights, for the model card (:func:`coda.release.record.runs_of`).
         layout: ``coda``, or ``released`` for the one of the released models.
         max_shard_size: Weights are split into files of at most this size.
+        license: For the model card; None is Qwen3's if the weights descend from a Qwen3, and otherwise none.
         verify: Load the folder in a clean process, and compare logits with ``model``'s, before it gets its name.
 
     Raises:
@@ -52,7 +54,7 @@ def export(
     try:
         with new_folder(output) as folder:
             write_files(model, tokenizer, folder, layout, max_shard_size)
-            write_card(folder / "README.md", model, runs)
+            write_card(folder / "README.md", model, runs, license)
             if runs:
                 write_json(folder / record.FILE, list(runs))
             if verify:
@@ -81,6 +83,7 @@ def main(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     layout: Literal["coda", "released"] = "coda",
     max_shard_size: str = "5GB",
+    license: str | None = None,
     verify: bool = True,
 ) -> None:
     """Turn a training checkpoint into a Hugging Face folder.
@@ -91,12 +94,13 @@ def main(
         dtype: Cast the weights; null keeps them as they are, which in training is float32.
         layout: coda, or released for a folder that the code of the released CoDA models reads as well.
         max_shard_size: Weights are split into files of at most this size.
+        license: For the model card; null is Qwen3's if the weights descend from a Qwen3, and otherwise none.
         verify: Load the folder in a clean process without this package, and compare logits, before it gets its name.
     """
     check_output(Path(output))
     check_settings(layout, max_shard_size)
     model, tokenizer = load_model(checkpoint, **({} if dtype is None else {"dtype": dtype}))
-    export(model, tokenizer, Path(output), record.runs_of(checkpoint), layout, max_shard_size, verify)
+    export(model, tokenizer, Path(output), record.runs_of(checkpoint), layout, max_shard_size, license, verify)
     print(f"exported to {output}")
 
 

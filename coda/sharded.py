@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -79,8 +80,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
     entry, weights = _empty_weights(index)
     try:
         load({entry: weights}, storage_reader=_Reader(path), no_dist=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path!r} is no readable checkpoint: {error}") from error
+    except (Exception, CheckpointException) as error:  # a BaseException, of many lines
+        raise ValueError(f"{path!r} is no readable checkpoint: one of its shards is damaged") from error
     return weights
 
 

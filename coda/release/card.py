@@ -10,7 +10,8 @@ from huggingface_hub import ModelCardData
 
 from coda.model import CoDALanguageModel
 
-LICENSE = "apache-2.0"  # of Qwen3 and of this code
+QWEN3 = ("Qwen/", "apache-2.0")
+PARTS = ("masking", "objective", "optimizer", "lr_schedule", "annealing", "adapter")
 USE = """```python
 from transformers import AutoModel, AutoTokenizer
 
@@ -24,20 +25,23 @@ after [CoDA: Coding LM via Diffusion Adaptation](https://arxiv.org/abs/2510.0327
 tokens, in any order and several at a time, and fills gaps in the middle of a text."""
 
 
-def write_card(path: Path, model: CoDALanguageModel, runs: Sequence[dict[str, Any]]) -> None:
-    """Write the card of ``model``, the result of ``runs``, to ``path``."""
+def write_card(path: Path, model: CoDALanguageModel, runs: Sequence[dict[str, Any]], license: str | None) -> None:
+    """Write the card of ``model``, the result of ``runs``, to ``path``; see :func:`front_matter` for the license."""
     sections = ["# " + (f"CoDA: {runs[-1]['name']}" if runs else "CoDA"), ABOUT, *_model(model), *_training(runs)]
     text = "\n\n".join([*sections, "## Use", USE])
-    path.write_text(f"---\n{front_matter(runs).to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
+    path.write_text(f"---\n{front_matter(runs, license).to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
 
 
-def front_matter(runs: Sequence[dict[str, Any]]) -> ModelCardData:
-    """What the hub reads of a card."""
+def front_matter(runs: Sequence[dict[str, Any]], license: str | None) -> ModelCardData:
+    """What the hub reads of a card. Without a license, that of Qwen3 is taken for what descends from it, else none."""
+    base = runs[0]["base"] if runs else None
+    if license is None and base and base.startswith(QWEN3[0]):
+        license = QWEN3[1]
     return ModelCardData(
-        base_model=runs[0]["base"] if runs else None,
+        base_model=base,
         datasets=sorted({name for run in runs for name in _hub_names(run["config"].get("data"))}) or None,
         library_name="transformers",
-        license=LICENSE,
+        license=license,
         pipeline_tag="text-generation",
         tags=["code", "coda", "custom_code", "diffusion", "masked-diffusion"],
     )
@@ -89,9 +93,21 @@ def _run(run: dict[str, Any]) -> Iterator[str]:
     if run["metrics"]:
         metrics = [(f"`{name}`", f"{value:.4g}") for name, value in sorted(run["metrics"].items())]
         yield _table(("metric, last value", ""), metrics)
-    if run["config"]:
-        yield f"```yaml\n{yaml.safe_dump(run['config'], sort_keys=False, width=100).strip()}\n```"
+    model = run["config"]["model"]
+    yield _table(("part", ""), [(part, _brief(model[part])) for part in PARTS if model.get(part)])
+    settings = f"```yaml\n{yaml.safe_dump(run['config'], sort_keys=False, width=100).strip()}\n```"
+    yield f"<details><summary>All settings</summary>\n\n{settings}\n\n</details>"
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + "."
+
+
+def _brief(part: dict[str, Any]) -> str:
+    """A component on one line, the names of its classes without their modules."""
+    values = [
+        f"{name}={_brief(value) if isinstance(value, dict) and 'class_path' in value else value}"
+        for name, value in part.get("init_args", {}).items()
+    ]
+    name = part["class_path"].rpartition(".")[2]
+    return f"{name}({', '.join(values)})" if values else name
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -91,9 +91,20 @@ def _recipe(module: "DiffusionModule") -> dict[str, Any]:
         return {"model": {part: _class_path(value) for part, value in made.items() if value is not None}}
     trainer = module.config.get("trainer", {})
     return {
-        **{name: module.config[name] for name in ("seed_everything", "model", "data") if name in module.config},
+        **{
+            name: _public(module.config[name]) for name in ("seed_everything", "model", "data") if name in module.config
+        },
         "trainer": {name: trainer[name] for name in TRAINER if trainer.get(name) is not None},
     }
+
+
+def _public(value: Any) -> Any:
+    """A part of the configuration, in which absolute paths are cut to their last part: cards are published."""
+    if isinstance(value, dict):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value
 
 
 def _class_path(part: object) -> dict[str, str]:
