@@ -105,5 +105,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(OSError):  # a full disk, here or in the temporary folder
         auto_cli(main, as_positional=False)

@@ -112,7 +112,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerF
 def test_one_that_something_else_wrote_is_named(tmp_path: Path) -> None:
     save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id=tmp_path, no_dist=True)
     torch.save({}, tmp_path / "meta.pt")
-    with pytest.raises(ValueError, match="was not written by coda.module.DiffusionModule"):
+    with pytest.raises(ValueError, match=r"was not written by coda\.module\.DiffusionModule"):
         load_model(str(tmp_path))
 
 
