@@ -65,6 +65,13 @@ def test_every_model_section_can_be_swapped_in(section: Path) -> None:
     assert isinstance(made, PretrainedBackbone if "pretrained" in section.stem else ScratchBackbone)
 
 
+@pytest.mark.parametrize("section", sorted((REPOSITORY / "configs" / "adapter").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("stage", ["stage3a.yaml", "stage3b.yaml"])
+def test_every_adapter_section_can_be_swapped_in(section: Path, stage: str) -> None:
+    made = cli("--config", stage, "--model.adapter", str(section)).model.adapter
+    assert (made.use_dora, made.rank) == (section.stem == "dora", 16)
+
+
 def test_short_class_names_and_arguments_swap_a_part() -> None:
     made = cli(*REHEARSAL, "--model.masking", "BlockMasking", "--model.masking.sizes=[2,4]").model.masking
     assert isinstance(made, BlockMasking)

@@ -120,15 +120,22 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
         weights are untied under ``tie_word_embeddings: true``.
 
         Raises:
-            ValueError: If the checkpoint lacks weights of this architecture.
+            ValueError: If the checkpoint lacks weights of this architecture, has others, or has them in other sizes.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
-            lacking = sorted(info["missing_keys"])
-            raise ValueError(
-                f"{args[0]} is no Qwen3 or CoDA checkpoint: it lacks {len(lacking)} weights, e.g. {lacking[0]}"
-            )
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, and better
+        model, info = super().from_pretrained(*args, **kwargs, **options)
+        for kind, what in (
+            ("missing_keys", "lacks"),
+            ("unexpected_keys", "has unknown"),
+            ("mismatched_keys", "resizes"),
+        ):
+            if info[kind]:
+                names = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
+                raise ValueError(
+                    f"{args[0]} is no Qwen3 or CoDA checkpoint: it {what} {len(names)} weights, e.g. "
+                    f"{', '.join(names[:3])}"
+                )
         if model.lm_head.weight is not model.model.embed_tokens.weight:
             untie(model)
         settings = model.generation_config.to_dict()  # transformers reads them into its own class

@@ -1,9 +1,9 @@
 """A fit ends with a folder that loads anywhere, and never writes over another."""
 
 import copy
+import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +11,15 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+import coda.export
 from callbacks import ModelExport
 from coda.checkpoint import load_model
+from coda.release.layout import write_files
 from tests.conftest import Tiny
 
 
 def test_the_folder_loads_as_the_trained_model(tiny: Tiny) -> None:
-    trainer = tiny.fit(ModelExport(), max_steps=2, limit_val_batches=0)
+    trainer = tiny.fit(ModelExport(verify=False), max_steps=2, limit_val_batches=0)
     model, tokenizer = load_model(str(Path(trainer.log_dir or "") / "export"))
     trained: Any = trainer.lightning_module.backbone
     ids = torch.arange(4, 20)[None]
@@ -27,7 +29,7 @@ def test_the_folder_loads_as_the_trained_model(tiny: Tiny) -> None:
 
 def test_it_says_where_and_what_next(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        tiny.fit(ModelExport(str(tiny.folder / "mine")), max_steps=1, limit_val_batches=0)
+        tiny.fit(ModelExport(str(tiny.folder / "mine"), verify=False), max_steps=1, limit_val_batches=0)
     (line,) = (message for message in caplog.messages if "exported" in message)
     assert f"python -m coda.generate --model {tiny.folder / 'mine'}" in line
 
@@ -37,7 +39,7 @@ def test_an_existing_folder_is_not_touched(tiny: Tiny) -> None:
     folder.mkdir()
     (folder / "notes.txt").write_text("keep")
     for _ in range(2):
-        tiny.fit(ModelExport(str(folder)), max_steps=1, limit_val_batches=0)
+        tiny.fit(ModelExport(str(folder), verify=False), max_steps=1, limit_val_batches=0)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     assert (tiny.folder / "mine-2" / "config.json").is_file()
     assert (tiny.folder / "mine-3" / "config.json").is_file()
@@ -50,21 +52,33 @@ def test_it_can_be_left_out(tiny: Tiny, options: dict[str, bool]) -> None:
     assert not (tiny.folder / "mine").exists()
 
 
-def test_other_processes_take_part_in_finding_the_folder_but_write_nothing(tiny: Tiny) -> None:
-    """Lightning's log_dir waits until all processes have asked for it."""
-    asked = []
+@pytest.mark.slow
+def test_the_folder_is_checked_before_it_gets_its_name(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.fit(ModelExport(str(tiny.folder / "good")), max_steps=1, limit_val_batches=0)
+    assert (tiny.folder / "good" / "config.json").is_file()
 
-    class Worker(SimpleNamespace):
-        is_global_zero, fast_dev_run, default_root_dir = False, False, str(tiny.folder)
+    def spoil(*arguments: Any) -> None:
+        write_files(*arguments)
+        (arguments[2] / "selection_coda.py").unlink()
 
-        @property
-        def log_dir(self) -> str:
-            asked.append(True)
-            return str(tiny.folder)
+    monkeypatch.setattr(coda.export, "write_files", spoil)
+    with pytest.raises(ValueError, match="does not load in a process without this package"):
+        tiny.fit(ModelExport(str(tiny.folder / "bad")), max_steps=1, limit_val_batches=0)
+    assert not (tiny.folder / "bad").exists()
 
-    ModelExport().on_fit_end(Worker(), SimpleNamespace())  # type: ignore[arg-type]
-    assert asked
-    assert not (tiny.folder / "export").exists()
+
+def test_type_layout_and_size_are_chosen(tiny: Tiny) -> None:
+    options = {"dtype": "bfloat16", "layout": "released", "max_shard_size": "20KB", "license": "mit"}
+    export = ModelExport(str(tiny.folder / "mine"), **options, verify=False)  # type: ignore[arg-type]
+    trainer = tiny.fit(export, max_steps=1, limit_val_batches=0)
+    trained: Any = trainer.lightning_module.backbone
+    model, _ = load_model(str(tiny.folder / "mine"))
+    expected = {name: value.bfloat16() for name, value in trained.state_dict().items()}
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert next(trained.parameters()).dtype == torch.float32, "the model that was trained is cast"
+    assert len(list((tiny.folder / "mine").glob("*.safetensors"))) > 1
+    assert "rope_theta" in json.loads((tiny.folder / "mine" / "config.json").read_text())
+    assert "license: mit" in (tiny.folder / "mine" / "README.md").read_text()
 
 
 class Scores(Callback):
@@ -81,7 +95,7 @@ class Scores(Callback):
 
 def exported(tiny: Tiny, *callbacks: Callback, **options: Any) -> dict[str, torch.Tensor]:
     """The weights that a fit of six steps writes."""
-    export = ModelExport(str(tiny.folder / "mine"), best=True)
+    export = ModelExport(str(tiny.folder / "mine"), best=True, verify=False)
     tiny.fit(*callbacks, export, **{"max_steps": 6, "enable_checkpointing": True, **options})
     return load_model(str(tiny.folder / "mine"))[0].state_dict()
 

@@ -226,6 +226,22 @@ def test_missing_weights_are_an_error_that_names_one(released: Path) -> None:
         load(released)
 
 
+def test_unknown_weights_are_an_error_that_names_them(released: Path) -> None:
+    weights = load_file(released / "model.safetensors")
+    more = {f"model.layers.{i}.self_attn.gate.weight": torch.ones(2) for i in range(2)}
+    save_file(weights | more, released / "model.safetensors", metadata={"format": "pt"})
+    names = r"model\.layers\.0\.self_attn\.gate\.weight, model\.layers\.1\.self_attn\.gate\.weight"
+    with pytest.raises(ValueError, match=rf"no Qwen3 or CoDA checkpoint: it has unknown 2 weights, e\.g\. {names}"):
+        load(released)
+
+
+def test_weights_of_another_size_are_an_error_that_names_them(released: Path) -> None:
+    weights = load_file(released / "model.safetensors")
+    save_file(weights | {"model.norm.weight": torch.ones(7)}, released / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"it resizes 1 weights, e\.g\. model\.norm\.weight"):
+        load(released)
+
+
 def test_loading_info_is_still_to_be_had(released: Path) -> None:
     model, info = load(released, output_loading_info=True)
     assert isinstance(model, CoDALanguageModel)

@@ -1,0 +1,31 @@
+"""How commands end."""
+
+import pytest
+
+from coda.command import one_line_errors
+
+
+def end(error: Exception, *kinds: type[Exception]) -> None:
+    with one_line_errors(*kinds):
+        raise error
+
+
+def test_a_setting_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"\Aerror: steps is 0\Z"):
+        end(ValueError("steps is 0"))
+
+
+def test_what_else_is_foreseen_is_one_line() -> None:
+    with pytest.raises(SystemExit, match="error: full"):
+        end(OSError("full"), OSError)
+
+
+def test_what_is_not_foreseen_is_raised() -> None:
+    with pytest.raises(OSError, match="full"):
+        end(OSError("full"))
+
+
+def test_the_traceback_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="steps is 0"):
+        end(ValueError("steps is 0"))
