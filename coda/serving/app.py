@@ -104,7 +104,8 @@ def _openai(reader: Reader, engine: Engine, metrics: Metrics, keyed: bool) -> AP
             return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return await _unless_closed(http, made.whole())
 
-    streamed = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    event = {"type": "object", "properties": {"event": {"enum": ["message", "draft"]}, "data": {"type": "string"}}}
+    streamed = {200: {"content": {"text/event-stream": {"schema": event}}}}
     options: dict[str, Any] = {"responses": {**ERRORS, **streamed}}
 
     @router.post("/completions", response_model=Completion, **options)

@@ -1,6 +1,6 @@
 """Errors as OpenAI's clients expect them: one JSON shape, whatever went wrong."""
 
-import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,7 +8,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-logger = logging.getLogger("uvicorn.error")
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -76,8 +75,25 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first['ctx']['error']}")
-    path = ".".join(str(part) for part in first["loc"][1:])
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {found[0]['ctx']['error']}")
+    # Of a field that takes several types, every type complains: the one that was meant of something else, or deeper in.
+    first = max(
+        found, key=lambda each: (not each["type"].endswith("_type"), _path(each["loc"][1:], error.body).count("."))
+    )
+    path = _path(first["loc"][1:], error.body)
+    if first["type"] == "missing":
+        path = ".".join([*([path] if path else []), str(first["loc"][-1])])
     return ApiError(400, f"{path or 'the body'}: {first['msg']}", param=path or None)
+
+
+def _path(location: Sequence[str | int], body: Any) -> str:
+    """Where in ``body`` something is wrong: ``location`` without the names of types that pydantic writes into it."""
+    path = []
+    for part in location:
+        inside = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if inside:
+            body = body[part]
+            path.append(str(part))
+    return ".".join(path)

@@ -1,9 +1,9 @@
 """From a request to the rows that answer it; what cannot be decoded is refused before it is queued."""
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,19 +16,19 @@ from coda.serving.protocol import IGNORED, SEEDS, UNSUPPORTED, ChatRequest, Comp
 from coda.serving.rows import Event, Row
 from coda.serving.text import Detokenizer
 
+Emit = Callable[[Event], None]
 NAMES = tuple(Sampler.model_fields)
 NEW_TOKENS = 256  # of requests that do not say how many: room for an answer, which ends itself earlier
 
 
-@dataclass(frozen=True)
-class Gap:
+class Gap(NamedTuple):
     """Token ids before and behind a gap."""
 
     head: list[int]
     tail: list[int]
 
 
-class Asked:
+class Asked(NamedTuple):
     """The rows of one request.
 
     Attributes:
@@ -36,9 +36,8 @@ class Asked:
         prompt_tokens: Tokens given, every prompt counted once.
     """
 
-    def __init__(self, rows: list[Row], prompt_tokens: int) -> None:
-        self.rows = rows
-        self.prompt_tokens = prompt_tokens
+    rows: list[Row]
+    prompt_tokens: int
 
 
 class Reader:
@@ -83,7 +82,7 @@ class Reader:
         """Settings of requests that do not give them."""
         return {name: getattr(self.config, name) for name in NAMES} | {"max_tokens": self.new_tokens}
 
-    def completion(self, request: CompletionRequest, emit: Any) -> Asked:
+    def completion(self, request: CompletionRequest, emit: Emit) -> Asked:
         """Rows of a continuation or an infilling. Raises ApiError for one that cannot be decoded."""
         given = request.prompt
         several = isinstance(given, list) and not isinstance(given[0], int)
@@ -92,13 +91,11 @@ class Reader:
         tail = self.encoder.text(request.suffix) if request.suffix else []
         return self._rows(request, request.max_tokens, [Gap(self._head(prompt), tail) for prompt in prompts], emit)
 
-    def chat(self, request: ChatRequest, emit: Any) -> Asked:
+    def chat(self, request: ChatRequest, emit: Emit) -> Asked:
         """Rows of an answer. Raises ApiError for one that cannot be decoded."""
         if not self.encoder.chats:
-            message = (
-                "this model's tokenizer has no chat template; ask /v1/completions, or serve an instruction-tuned one"
-            )
-            raise ApiError(400, message, param="messages")
+            why = "this model's tokenizer has no chat template; ask /v1/completions, or serve an instruction-tuned one"
+            raise ApiError(400, why, param="messages")
         self._check_rows(1, request.n or 1)
         turns = []
         for message in request.messages:
@@ -121,7 +118,7 @@ class Reader:
                 raise ApiError(400, f"prompt: the token id {token} {why}", param="prompt")
         return prompt
 
-    def _rows(self, request: Generation, length: int | None, gaps: list[Gap], emit: Any) -> Asked:
+    def _rows(self, request: Generation, length: int | None, gaps: list[Gap], emit: Emit) -> Asked:
         self._check_model(request)
         config = self._config(request)
         given = [len(gap.head) + len(gap.tail) for gap in gaps]

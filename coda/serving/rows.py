@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from coda.model import CoDAGenerationConfig
 from coda.serving.text import FinishReason
@@ -77,7 +77,7 @@ class Row:
     gap: slice
     seed: int
     config: CoDAGenerationConfig
-    key: str
+    key: tuple[Any, ...]
     emit: Callable[[Event], None]
     stops: tuple[str, ...] = ()
     streams: bool = False

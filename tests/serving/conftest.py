@@ -92,7 +92,7 @@ def serve(served_folder: str) -> Serve:
         api_key_file: str | None = None, sampler: dict[str, Any] | None = None, **limits: Any
     ) -> Iterator[Served]:
         app = build(served_folder, api_key_file, None, sampler or {}, "cpu", "float64", Limits(**limits))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started)
