@@ -1,6 +1,7 @@
 """Serve a model over HTTP, as OpenAI's API and as a page that shows denoising: ``python -m coda.serve --model DIR``."""
 
 import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def build(
     return build_app(reader, engine, metrics, keys, limits.max_body_bytes)
 
 
+def underscored(arguments: list[str]) -> list[str]:
+    """``--api-key-file`` as ``--api_key_file``: other servers write their options so."""
+    names = re.compile(r"--[a-z][\w.-]*")
+    return [
+        names.sub(lambda found: "--" + found[0][2:].replace("-", "_"), each, count=1) if names.match(each) else each
+        for each in arguments
+    ]
+
+
 def _name(model: str) -> str:
     path = Path(model)
     return path.resolve().name if path.exists() else model
@@ -102,7 +112,7 @@ if __name__ == "__main__":
     parser = ArgumentParser(prog="python -m coda.serve", description="Serve a diffusion language model over HTTP.")
     parser.add_argument("--config", action="config", help="a YAML file with these settings")
     parser.add_function_arguments(main, as_positional=False)
-    arguments = parser.parse_args().as_dict()
+    arguments = parser.parse_args(underscored(sys.argv[1:])).as_dict()
     del arguments["config"]
     try:
         main(**arguments)

@@ -50,10 +50,10 @@ function change({ position, text }, step, fresh) {
   const cell = run.cells[position];
   cell.textContent = text ?? "";
   cell.className = text === null ? "token mask" : text === "" ? "token end" : "token";
-  run.born[position] = text === null ? 0 : step;
+  run.born[position] = text === null ? 0 : run.born[position] || step; // a neighbour may complete its character later
   if (text === null) return;
-  cell.title = `step ${step}`;
-  paint(cell, step);
+  cell.title = `step ${run.born[position]}`;
+  paint(cell, run.born[position]);
   if (fresh) {
     cell.classList.add("fresh");
     requestAnimationFrame(() => requestAnimationFrame(() => cell.classList.remove("fresh")));
@@ -134,7 +134,6 @@ function take(chunk) {
 }
 
 function busy(yes) {
-  element("run").disabled = yes;
   element("stop").disabled = !yes;
   element("time").disabled = element("copy").disabled = yes || !run?.drafts.length;
 }
@@ -156,7 +155,6 @@ async function denoise() {
   const mine = (run = { ...given, abort: new AbortController(), drafts: [], cells: [], born: [], text: "", start: 0 });
   canvas.replaceChildren();
   busy(true);
-  element("stop").focus({ preventScroll: true });
   if (matchMedia("(max-width: 820px)").matches) document.querySelector("section").scrollIntoView({ behavior: "smooth" });
   say("Waiting for a place in a batch …");
   try {
@@ -208,7 +206,7 @@ element("copy").addEventListener("click", () => navigator.clipboard?.writeText(r
 element("chat").addEventListener("change", () => { element("suffix").disabled = element("chat").checked; });
 element("key").addEventListener("change", () => introduce().then(() => say(""), (error) => say(error.message, true)));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !element("run").disabled) element("form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) element("form").requestSubmit();
   if (event.key === "Escape") run?.abort.abort();
 });
 introduce().catch((error) => say(error.message, true));
