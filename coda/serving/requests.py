@@ -130,13 +130,14 @@ class Reader:
             raise ApiError(400, message, param="prompt", code="context_length_exceeded")
         seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        key = tuple(getattr(config, name) for name in NAMES)
         rows: list[Row] = []
         for gap in gaps:
             ids = [*gap.head, *[int(self.model.config.mask_token_id)] * masks, *gap.tail]
             self._check(ids, config)
             for _ in range(request.n or 1):
                 place = slice(len(gap.head), len(gap.head) + masks)
-                row = Row(len(rows), ids, place, seed + len(rows), config, repr(config), emit, tuple(stops))
+                row = Row(len(rows), ids, place, seed + len(rows), config, key, emit, tuple(stops))
                 row.streams = bool(request.stream)
                 row.drafts = bool(request.stream and request.stream_drafts)
                 rows.append(row)
