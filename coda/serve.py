@@ -108,11 +108,16 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-if __name__ == "__main__":
+def command_line() -> ArgumentParser:
+    """The parser of the command."""
     parser = ArgumentParser(prog="python -m coda.serve", description="Serve a diffusion language model over HTTP.")
     parser.add_argument("--config", action="config", help="a YAML file with these settings")
     parser.add_function_arguments(main, as_positional=False)
-    arguments = parser.parse_args(underscored(sys.argv[1:])).as_dict()
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = command_line().parse_args(underscored(sys.argv[1:])).as_dict()
     del arguments["config"]
     try:
         main(**arguments)

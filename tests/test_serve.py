@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from coda.serve import main
+from coda.serve import command_line, main, underscored
 from tests.serving.conftest import ROOT, served_folder
+from tests.test_readme import commands
 
 __all__ = ["served_folder"]  # the fixture
 
@@ -97,3 +98,13 @@ def test_the_command_is_importable_without_the_extra() -> None:
     """In a process of its own: nothing of it is loaded before it is needed."""
     code = "import sys, coda.serve; assert not {'fastapi', 'uvicorn', 'prometheus_client'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("arguments", commands("python -m coda.serve"), ids=" ".join)
+def test_the_commands_of_the_readme_parse(arguments: list[str]) -> None:
+    assert command_line().parse_args(underscored(arguments)).model
+
+
+def test_dashes_in_names_of_options_are_underscores_and_values_stay() -> None:
+    written = ["--api-key-file", "my-keys", "--name=a-b", "--sampler.block-length=3", "--", "-x"]
+    assert underscored(written) == ["--api_key_file", "my-keys", "--name=a-b", "--sampler.block_length=3", "--", "-x"]
