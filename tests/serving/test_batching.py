@@ -35,6 +35,14 @@ def test_requests_of_the_same_settings_share_a_batch(serve: Serve) -> None:
         assert served.metric("coda_row_evaluations_total") == sum(sizes)
 
 
+def test_rows_of_other_settings_are_in_other_batches(serve: Serve) -> None:
+    settings: list[dict[str, Any]] = [{"steps": 5}, {"alg": "maskgit_plus", "tokens_per_step": 4}]
+    with serve(max_wait_ms=300) as served, ThreadPoolExecutor(2) as pool, slowed(served.model, 0.0) as sizes:
+        texts = list(pool.map(lambda seed: ask(served, seed, extra_body=settings[seed]), range(2)))
+        assert set(sizes) == {1}
+        assert texts == [alone(served, seed, **settings[seed]) for seed in range(2)]
+
+
 def test_other_settings_take_turns_in_batches_of_their_own(serve: Serve) -> None:
     """A short request is answered while a long one is being decoded."""
     with serve() as served, ThreadPoolExecutor(2) as pool, slowed(served.model, 0.01):
