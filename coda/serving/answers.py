@@ -13,7 +13,7 @@ from coda.serving.errors import ApiError, failed
 from coda.serving.metrics import Metrics
 from coda.serving.protocol import AssistantMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, Usage
 from coda.serving.requests import Asked
-from coda.serving.rows import Draft, Ended, Event, Failed, Text
+from coda.serving.rows import Draft, Ended, Event, Failed, Row, Text
 
 KEEP_ALIVE = 15.0  # seconds without an event, after which proxies are shown that somebody is there
 Kind = Literal["completion", "chat"]
@@ -26,6 +26,7 @@ class Events:
         self.engine = engine
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.left: dict[int, Row] = {}  # not finished
 
     def emit(self, event: Event) -> None:
         """Hand an event over; called in the engine's thread."""
@@ -39,30 +40,31 @@ class Events:
         except OverloadError as error:
             headers = {"Retry-After": str(error.seconds)}
             raise ApiError(429, str(error), code="overloaded", headers=headers) from error
+        self.left = {row.index: row for row in asked.rows}
 
-    async def of(self, asked: Asked) -> AsyncGenerator[Event | None, None]:
-        """All events, None after a while without one; rows that nobody waits for any more are cancelled.
+    def close(self) -> None:
+        """Cancel what is not finished: nobody waits for it any more."""
+        if self.left:
+            self.engine.cancel(list(self.left.values()))
+            self.left = {}
+
+    async def all(self) -> AsyncGenerator[Event | None, None]:
+        """All events of the rows, None after a while without one.
 
         Raises:
             ApiError: If a row fails.
         """
-        left = {row.index: row for row in asked.rows}
-        try:
-            while left:
-                try:
-                    event = await asyncio.wait_for(self.queue.get(), KEEP_ALIVE)
-                except TimeoutError:
-                    yield None
-                    continue
-                if isinstance(event, Failed):
-                    del left[event.row]
-                    raise ApiError(503, "the server is shutting down") if event.closing else failed()
-                if isinstance(event, Ended):
-                    del left[event.row]
-                yield event
-        finally:
-            if left:
-                self.engine.cancel(list(left.values()))
+        while self.left:
+            try:
+                event = await asyncio.wait_for(self.queue.get(), KEEP_ALIVE)
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(event, Ended | Failed):
+                del self.left[event.row]
+            if isinstance(event, Failed):
+                raise ApiError(503, "the server is shutting down") if event.closing else failed()
+            yield event
 
 
 class Answer:
@@ -128,7 +130,7 @@ class Answer:
         return ": still decoding\n\n"
 
     async def _watched(self) -> AsyncGenerator[Event | None, None]:
-        async with aclosing(self.events.of(self.asked)) as events:
+        async with aclosing(self.events.all()) as events:
             async for event in events:
                 if isinstance(event, Ended):
                     self.ends[event.row] = event

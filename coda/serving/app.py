@@ -46,6 +46,21 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events; however it ends, nothing is decoded for it afterwards."""
+
+    def __init__(self, lines: AsyncIterator[str], events: Events) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.events = events
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.events.close()
+
+
 def build_app(reader: Reader, engine: Engine, metrics: Metrics, keys: list[bytes], max_body: int) -> FastAPI:
     """Put the server together; the engine runs as long as the application does.
 
@@ -101,8 +116,11 @@ def _openai(reader: Reader, engine: Engine, metrics: Metrics, keyed: bool) -> AP
         if request.stream:
             options = request.stream_options
             lines = made.stream(bool(options and options.include_usage))
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        return await _unless_closed(http, made.whole())
+            return _Stream(lines, events)
+        try:
+            return await _unless_closed(http, made.whole())
+        finally:
+            events.close()
 
     event = {"type": "object", "properties": {"event": {"enum": ["message", "draft"]}, "data": {"type": "string"}}}
     streamed = {200: {"content": {"text/event-stream": {"schema": event}}}}
