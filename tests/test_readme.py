@@ -1,6 +1,7 @@
 """The README's commands parse as they stand; tests/test_cli.py runs those that need a trained model."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def test_every_command_of_the_trainer_parses(arguments: list[str], monkeypatch: 
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code in (0, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(module, words) for module in ("coda.export", "coda.push") for words in commands(f"python -m {module}")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_every_command_of_releasing_parses(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What they work on is not there, which is all that is wrong."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    with pytest.raises(SystemExit, match=f"error: (no (checkpoint|model) at '|--folder ){arguments[1]}"):
+        runpy.run_module(module, run_name="__main__")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tree_names_what_exists() -> None:
