@@ -24,7 +24,7 @@ def alone(served: Served, seed: int, **settings: Any) -> str:
 
 
 def test_requests_of_the_same_settings_share_a_batch(serve: Serve) -> None:
-    with serve(max_wait_ms=500, max_batch_size=8) as served, ThreadPoolExecutor(8) as pool:
+    with serve(max_wait_ms=10_000, max_batch_size=8) as served, ThreadPoolExecutor(8) as pool:
         with slowed(served.model, 0.0) as sizes:
             texts = list(pool.map(lambda seed: ask(served, seed), range(8)))
         assert texts == [alone(served, seed) for seed in range(8)]
@@ -45,7 +45,7 @@ def test_rows_of_other_settings_are_in_other_batches(serve: Serve) -> None:
 
 def test_other_settings_take_turns_in_batches_of_their_own(serve: Serve) -> None:
     """A short request is answered while a long one is being decoded."""
-    with serve() as served, ThreadPoolExecutor(2) as pool, slowed(served.model, 0.01):
+    with serve() as served, ThreadPoolExecutor(2) as pool, slowed(served.model, 0.04):
         long = pool.submit(ask, served, 1, extra_body={"alg": "topk_margin"})
         wait_until(lambda: served.metric("coda_running_rows") == 1)
         assert ask(served, 2, extra_body={"steps": 2}) == alone(served, 2, steps=2)
@@ -54,7 +54,7 @@ def test_other_settings_take_turns_in_batches_of_their_own(serve: Serve) -> None
 
 
 def test_the_queue_is_bounded(serve: Serve) -> None:
-    with serve(max_batch_size=1, max_queue=2) as served, slowed(served.model, 0.01), ThreadPoolExecutor(3) as pool:
+    with serve(max_batch_size=1, max_queue=2) as served, slowed(served.model, 0.04), ThreadPoolExecutor(3) as pool:
         running = pool.submit(ask, served, 0)
         wait_until(lambda: served.metric("coda_running_rows") == 1)
         queued = pool.submit(ask, served, 1, n=2)
@@ -70,7 +70,11 @@ def test_the_queue_is_bounded(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_is_computed_for_no_more(serve: Serve, stream: bool) -> None:
-    with serve(max_wait_ms=100) as served, slowed(served.model, 0.01) as sizes, ThreadPoolExecutor(1) as pool:
+    with (
+        serve(max_wait_ms=10_000, max_batch_size=2) as served,
+        slowed(served.model, 0.04) as sizes,
+        ThreadPoolExecutor(1) as pool,
+    ):
         body = json.dumps({"prompt": "y", "max_tokens": TOKENS, "temperature": 1.0, "stream": stream})
         connection = http.client.HTTPConnection("127.0.0.1", served.port)
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
@@ -89,7 +93,7 @@ def test_a_client_that_goes_away_is_computed_for_no_more(serve: Serve, stream: b
 
 
 def test_a_client_that_goes_away_leaves_the_queue(serve: Serve) -> None:
-    with serve(max_batch_size=1) as served, slowed(served.model, 0.01) as sizes, ThreadPoolExecutor(1) as pool:
+    with serve(max_batch_size=1) as served, slowed(served.model, 0.04) as sizes, ThreadPoolExecutor(1) as pool:
         running = pool.submit(ask, served, 0)
         wait_until(lambda: served.metric("coda_running_rows") == 1)
         connection = http.client.HTTPConnection("127.0.0.1", served.port)
