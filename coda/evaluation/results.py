@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lightning", "numpy", "datas
 def fingerprint(model: CoDALanguageModel) -> str:
     """SHA-256 of the weights as they are evaluated, and of what the config says of attention, positions and shift."""
     digest = hashlib.sha256()
-    neither = ("_", "transformers", "auto_map")  # which version wrote it, and where its code is
+    neither = ("_", "transformers", "auto_map", "architectures")  # what packaging adds
     config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith(neither)}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
