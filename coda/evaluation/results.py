@@ -23,9 +23,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lightning", "numpy", "datas
 def fingerprint(model: CoDALanguageModel) -> str:
     """SHA-256 of the weights as they are evaluated, and of what the config says of attention, positions and shift."""
     digest = hashlib.sha256()
-    config = {
-        key: value for key, value in model.config.to_diff_dict().items() if not key.startswith(("_", "transformers"))
-    }
+    packaging = ("_", "transformers", "auto_map", "architectures")  # what an export has and a checkpoint has not
+    config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith(packaging)}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
