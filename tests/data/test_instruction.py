@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from coda.data import InstructionDataModule
@@ -233,7 +234,8 @@ def test_resuming_in_another_grouping_is_refused(tmp_path: Path) -> None:
     """It is another order, in which some conversations would be read again and others never."""
     plain, grouped = chat_data(tmp_path, canvas_multiple=8), chat_data(tmp_path, **GROUPED)
     for data in (plain, grouped):
-        data.trainer = SimpleNamespace(global_step=2)  # type: ignore[assignment]
+        state = SimpleNamespace(fn=TrainerFn.FITTING)
+        data.trainer = SimpleNamespace(global_step=2, state=state)  # type: ignore[assignment]
     grouped.load_state_dict(grouped.state_dict())
     with pytest.raises(ValueError, match="group_by_length was True, is False"):
         plain.load_state_dict(grouped.state_dict())

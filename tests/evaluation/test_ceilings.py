@@ -25,8 +25,10 @@ FORMATS: dict[str, tuple[str, Callable[[Record], Judge]]] = {
     "mbpp": ("mbpp_sanitized", mbpp_judge),
     "mbpp_plus": ("MbppPlus-OriginFmt", mbpp_plus_judge),
 }
-# What no canonical program passes: HumanEval/32's check unpacks a float; Mbpp/599 counts to ten thousand million.
-IMPOSSIBLE: dict[str, set[Any]] = {"humaneval_plus": {"HumanEval/32"}, "mbpp_plus": {599}}
+# What no canonical program passes: HumanEval/32's check unpacks a float.
+IMPOSSIBLE: dict[str, set[Any]] = {"humaneval_plus": {"HumanEval/32"}}
+# Counts to ten thousand million, in 20 s on a fast machine and in 60 on a slow one: it may pass and may not.
+OPEN: dict[str, set[Any]] = {"mbpp_plus": {599}}
 SIZES = {"humaneval": 164, "humaneval_infilling": 164, "humaneval_plus": 164, "mbpp": 427, "mbpp_plus": 378}
 
 
@@ -56,9 +58,9 @@ def failed(task: str, programs: Callable[[Record], str], patience: float = 0.0) 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", FORMATS)
 def test_canonical_solutions_reach_the_ceiling(task: str) -> None:
+    """On a busy machine too, where a right program may need its 20 s once more, alone."""
     assert len(records(task)) == SIZES[task]
-    """On a busy machine too, where a right program may need its 20 s once more, alone. Mbpp/599 needs twice as long."""
-    assert failed(task, canonical, patience=22.0) == IMPOSSIBLE.get(task, set())
+    assert failed(task, canonical, patience=22.0) - OPEN.get(task, set()) == IMPOSSIBLE.get(task, set())
 
 
 @pytest.mark.slow
