@@ -33,7 +33,7 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in PLAIN:
             return super().find_class(module, name)
-        found = super().find_class(module, name) if module.split(".")[0] == "torch" and "." not in name else None
+        found = super().find_class(module, name) if module.split(".")[0] == "torch" else None
         ours = isinstance(found, type) and found.__module__.startswith("torch.distributed.checkpoint")
         if not (ours or isinstance(found, torch.dtype) or found is torch.Size):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}")

@@ -140,9 +140,9 @@ def test_a_fit_leaves_its_record_and_the_next_one_adds_to_it(tiny: Tiny) -> None
 def test_a_run_that_goes_on_keeps_the_record_of_those_before(tiny: Tiny) -> None:
     first = str(tiny.folder / "first")
     tiny.fit(ModelExport(first, verify=False), max_steps=1, limit_val_batches=0)
-    for steps, ckpt_path in ((1, None), (2, tiny.folder / "x.ckpt")):
+    for steps, init_from, ckpt_path in ((1, first, None), (2, None, tiny.folder / "x.ckpt")):
         trainer = tiny.trainer(max_steps=steps, limit_val_batches=0)
-        trainer.fit(tiny.module(init_from=first), tiny.data(), ckpt_path=ckpt_path)
+        trainer.fit(tiny.module(init_from=init_from), tiny.data(), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tiny.folder / "x.ckpt")
     run = read_checkpoint(str(tiny.folder / "x.ckpt"))[RECORD]["run"]
     assert [item["steps"] for item in runs_in(run)] == [1, 2]
