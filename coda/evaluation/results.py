@@ -23,8 +23,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lightning", "numpy", "datas
 def fingerprint(model: CoDALanguageModel) -> str:
     """SHA-256 of the weights as they are evaluated, and of what the config says of attention, positions and shift."""
     digest = hashlib.sha256()
-    packaging = ("_", "transformers", "auto_map", "architectures")  # what an export has and a checkpoint has not
-    config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith(packaging)}
+    neither = ("_", "transformers", "auto_map", "architectures")  # which version wrote it, what an export adds
+    config = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith(neither)}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

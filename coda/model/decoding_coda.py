@@ -1,7 +1,7 @@
 """The one decoding loop: every method is a component of it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,25 @@ class Decoder:
     def finished(self) -> bool:
         """Whether all rows are."""
         return all(self.plan.done)
+
+    @property
+    def running(self) -> list[int]:
+        """Which rows of the input are not finished."""
+        return [row for row, done in zip(self._rows, self.plan.done, strict=True) if not done]
+
+    def drop(self, rows: Collection[int]) -> None:
+        """Give up these rows of the input: nothing more is computed for them, and they stay as they are."""
+        self.plan.done = [done or row in rows for row, done in zip(self._rows, self.plan.done, strict=True)]
+        self._retire()
+
+    def settled(self) -> list[int]:
+        """How many columns from the left will not change any more, of each row of the input, moved to the left edge."""
+        columns = [self.canvas.ids.shape[1]] * len(self.row_nfe)
+        blocks = self.plan.blocks
+        left = torch.tensor([block.left for block in blocks], device=self.seeds.device)
+        for row, reached in zip(self._rows, self._settled(left, blocks).tolist(), strict=True):
+            columns[row] = reached
+        return columns
 
     def step(self) -> bool:
         """Take a denoising step; return whether a block of some row has ended with it."""

@@ -93,6 +93,20 @@ class CoDAGenerationMixin:
             return decoder.canvas.restore()[0]
         return _report(decoder, generated, history)
 
+    def diffusion_decoder(
+        self: Any,
+        inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        generation_config: CoDAGenerationConfig | None = None,
+        **overrides: Any,
+    ) -> Decoder:
+        """The decoding of :meth:`diffusion_generate` before its first step, for a caller that takes the steps itself.
+
+        Arguments and errors are those of :meth:`diffusion_generate`. Steps are taken under ``torch.no_grad()``.
+        """
+        settings = (generation_config or self.generation_config).updated(overrides)
+        return _prepare(self, inputs, attention_mask, settings, None, None)
+
     def diffusion_infill(self: Any, parts: list[list[int]], lengths: list[int], **settings: Any) -> Infilling:
         """Fill gaps of unknown length between ``parts``, see :func:`infill`."""
         return infill(self, parts, lengths, **settings)
