@@ -13,7 +13,7 @@ from coda.objective import ObjectiveOutput
 BUCKETS = 5
 STRATEGIES = ("S1", "S2", "S3")
 ALL, PLAIN = 0, 1  # groups of rows before those of the strategies
-NLL, CORRECT, MASKED, MASKABLE, REQUESTED, ROWS = range(6)
+NLL, CORRECT, MASKED, MASKABLE, REQUESTED, OVERFLOW, ROWS = range(7)
 
 
 class NoiseLevelStatistics(Metric):
@@ -39,8 +39,8 @@ class NoiseLevelStatistics(Metric):
         plain = ~torch.stack(flags).any(dim=0)
         groups = torch.stack([~none, plain, *flags], dim=1)
         requested = t * output.maskable
-        values = (output.nll, output.correct, output.masked, output.maskable, requested, torch.ones_like(t))
-        stats = torch.stack([value.to(self.sums.dtype) for value in values], dim=1)
+        counts = (output.masked, output.maskable, requested, output.overflow, torch.ones_like(t))
+        stats = torch.stack([value.to(self.sums.dtype) for value in (output.nll, output.correct, *counts)], dim=1)
         self.sums += torch.einsum("bk,bg,bs->kgs", bucket.to(stats.dtype), groups.to(stats.dtype), stats)
 
     def compute(self) -> Tensor:
@@ -54,7 +54,9 @@ class DiffusionMonitor(Callback):
     - ``noise/loss_t0.0-0.2`` ...: nats per masked token and ``noise/accuracy_...`` by noise level;
     - ``strategy/loss_S1`` ...: the same by masking strategy (``plain``: none);
     - ``strategy/share_S1`` ...: share of rows, and ``schedule/S1`` ...: the share that the schedule asks for;
-    - ``mask_rate/realised`` and ``mask_rate/requested``: share of maskable tokens that are masked.
+    - ``mask_rate/realised`` and ``mask_rate/requested``: share of maskable tokens that are masked;
+    - ``mask_rate/overflow``: share of the masked tokens for which the objective's capacity had no room, and which were
+      computed in a further window; 0 without a capacity.
     """
 
     def __init__(self) -> None:
@@ -104,4 +106,5 @@ def summarise(sums: Tensor) -> dict[str, float]:
     add("train/accuracy", total[ALL, CORRECT], total[ALL, MASKED])
     add("mask_rate/realised", total[ALL, MASKED], total[ALL, MASKABLE])
     add("mask_rate/requested", total[ALL, REQUESTED], total[ALL, MASKABLE])
+    add("mask_rate/overflow", total[ALL, OVERFLOW], total[ALL, MASKED])
     return values

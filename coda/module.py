@@ -186,12 +186,12 @@ class DiffusionModule(L.LightningModule):
         # Far apart for other seeds, and for validation, so that no two rows share their noise.
         seeds = batch["sample"] + (mix(self.seed, int(training)) >> 2)
         rotation = mix(self.seed, self.trainer.global_step) >> 33 if training else 0
-        t = objective.time.sample(batch["sample"], batch_size, row_noise(seeds, 0, 1)[:, 0], rotation)
+        t = objective.time.sample(batch["sample"], batch_size, row_noise(seeds, 0, 1)[:, 0], self._moving(rotation))
         masked = masking(
             ids,
             objective.predictable(batch["maskable"], segments),
             t,
-            self.progress if training else 1.0,
+            self._moving(self.progress if training else 1.0),
             mask_token_id=self.backbone.config.mask_token_id,
             pad_token_id=self.backbone.config.pad_token_id,
             seeds=seeds,
@@ -210,6 +210,10 @@ class DiffusionModule(L.LightningModule):
         head = self.backbone.lm_head.weight
         output = objective(hidden, head, masked.target_ids, masked.masked, masked.maskable, t)
         return output, masked, t
+
+    def _moving(self, value: float) -> Any:
+        """A number that changes from step to step: XLA would compile a plain one, or one of no dimension, into the step."""
+        return torch.tensor([value], device=self.device) if self.device.type == "xla" else value
 
     def on_after_backward(self) -> None:
         """Before the optimizer steps, turn the summed gradient into that of the loss of the whole global batch; log it.

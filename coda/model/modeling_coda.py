@@ -152,7 +152,13 @@ def restarted_positions(segment_ids: Tensor) -> Tensor:
     positions = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     first = torch.ones_like(segment_ids, dtype=torch.bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return positions - torch.where(first, positions, 0).cummax(dim=1).values
+    start = torch.where(first, positions, 0)
+    # The largest so far, by doubling steps: `cummax` crashes XLA (torch_xla 2.9) on rows of more than 128 tokens.
+    step = 1
+    while step < start.shape[1]:
+        start = torch.maximum(start, nn.functional.pad(start[:, :-step], (step, 0)))
+        step *= 2
+    return positions - start
 
 
 # The class name that an exported checkpoint's config points to as its remote code.
