@@ -7,13 +7,16 @@ form of a plain checkpoint, so that what was written on one mesh goes on on any 
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io import XLACheckpointIO
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.utils._pytree import tree_map
 
 from coda.checkpoint import WholeFileIO
@@ -72,12 +75,13 @@ def write_sharded(checkpoint: dict[str, Any], final: Path, names: list[list[str]
         unfinished.mkdir(parents=True)
     consensus.wait()
     rest = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-    dcp.save(
-        _flat(checkpoint, names),
-        storage_writer=dcp.FileSystemWriter(unfinished, per_thread_copy_ahead=0),  # no streams here
-        planner=_save_planner(),
-        no_dist=not consensus.connected(),
-    )
+    with warnings.catch_warnings(action="ignore"):  # of torch about torch_xla's, and about a single process
+        save(
+            _flat(checkpoint, names),
+            storage_writer=FileSystemWriter(unfinished, per_thread_copy_ahead=0),  # there are no streams
+            planner=_save_planner(),
+            no_dist=not consensus.connected(),
+        )
     if first:
         torch.save(rest, unfinished / REST)
         replace_folder(unfinished, final)
@@ -95,7 +99,7 @@ def _flat(checkpoint: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
     return flat
 
 
-def _save_planner() -> dcp.SavePlanner:
+def _save_planner() -> SavePlanner:
     from torch_xla.experimental.distributed_checkpoint import SPMDSavePlanner
 
     class Planner(SPMDSavePlanner):

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 def facts_of(trainer: Trainer, mesh: "Mesh") -> dict[str, str]:
     """Fingerprints of config, mesh, data and seed, by names that a person understands."""
-    versions = {"torch": torch.__version__, "lightning": lightning.__version__, "transformers": transformers.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+    }
     facts = {
         "the mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape().items()),
         "the versions of the libraries": json.dumps(versions),

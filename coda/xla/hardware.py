@@ -9,8 +9,8 @@ import os
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.xla import XLAEnvironment
 from lightning.pytorch.accelerators import XLAAccelerator
-from lightning.pytorch.plugins.environments import XLAEnvironment
 
 INSTALL = "pip install 'coda-diffusion[tpu]' -f https://storage.googleapis.com/libtpu-releases/index.html"
 
@@ -18,7 +18,9 @@ INSTALL = "pip install 'coda-diffusion[tpu]' -f https://storage.googleapis.com/l
 def check_runtime() -> None:
     """Raise ValueError if torch_xla is not installed, or nobody said which hardware to use."""
     if importlib.util.find_spec("torch_xla") is None:
-        raise ValueError(f"trainer.strategy coda.xla.XLASPMDStrategy needs torch_xla, which is not installed: {INSTALL}")
+        raise ValueError(
+            f"trainer.strategy coda.xla.XLASPMDStrategy needs torch_xla, which is not installed: {INSTALL}"
+        )
     if not os.environ.get("PJRT_DEVICE"):
         raise ValueError(
             "the environment variable PJRT_DEVICE is not set, and torch_xla would guess the hardware; set "
@@ -40,12 +42,12 @@ class SPMDAccelerator(XLAAccelerator):
     """
 
     @staticmethod
-    def is_available() -> bool:
+    def is_available() -> bool:  # type: ignore[override]
         """Whether torch_xla is installed and knows its hardware."""
         return importlib.util.find_spec("torch_xla") is not None and bool(os.environ.get("PJRT_DEVICE"))
 
     @staticmethod
-    def auto_device_count() -> int:
+    def auto_device_count() -> int:  # type: ignore[override]
         """One."""
         return 1
 
@@ -73,23 +75,23 @@ class SPMDEnvironment(XLAEnvironment):
         """Always."""
         return True
 
-    def world_size(self) -> int:
+    def world_size(self) -> int:  # type: ignore[override]
         """Number of hosts."""
         import torch_xla.runtime as xr
 
         return int(xr.process_count())
 
-    def global_rank(self) -> int:
+    def global_rank(self) -> int:  # type: ignore[override]
         """Which of the hosts this is."""
         import torch_xla.runtime as xr
 
         return int(xr.process_index())
 
-    def local_rank(self) -> int:
+    def local_rank(self) -> int:  # type: ignore[override]
         """Always 0: there is one process on a host."""
         return 0
 
-    def node_rank(self) -> int:
+    def node_rank(self) -> int:  # type: ignore[override]
         """Which of the hosts this is."""
         return self.global_rank()
 

@@ -116,7 +116,7 @@ def send_rows(tensor: Tensor, mesh: "Mesh", device: torch.device) -> Tensor:
     return xm.send_cpu_data_to_device([tensor], device, rows)[0]
 
 
-def shard_optimizer(optimizer: Optimizer, specs: dict[nn.Parameter, Spec], mesh: "Mesh") -> None:
+def shard_optimizer(optimizer: Optimizer, specs: dict[Tensor, Spec], mesh: "Mesh") -> None:
     """Divide the state of ``optimizer`` like its parameters. States that lack a dimension (Adafactor) follow the rest."""
     for parameter, state in optimizer.state.items():
         spec, shape = specs[parameter], tuple(parameter.shape)

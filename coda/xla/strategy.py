@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities.apply_func import apply_to_collection, move_data_to_device
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.throughput import get_available_flops
-from lightning.pytorch.strategies import XLAStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
-from torch import Tensor, nn
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
@@ -24,7 +22,8 @@ from torchmetrics import Metric
 from coda.xla import consensus
 from coda.xla.checkpointing import SPMDCheckpointIO, read_checkpoint, whole, write_sharded
 from coda.xla.facts import facts_of
-from coda.xla.hardware import SPMDAccelerator, SPMDEnvironment, check_runtime
+from coda.xla.hardware import SPMDAccelerator, check_runtime
+from coda.xla.hosts import HostsStrategy
 from coda.xla.mesh import AXES, BATCH, build_mesh, size
 from coda.xla.precision import Format, SPMDPrecision
 from coda.xla.sharding import ShardingMap, Spec, send_rows, shard, shard_optimizer
@@ -32,7 +31,7 @@ from coda.xla.sharding import ShardingMap, Spec, send_rows, shard, shard_optimiz
 RANDOM = "xla_rng_state"  # the checkpoint's entry for the device's random state
 
 
-class XLASPMDStrategy(XLAStrategy):
+class XLASPMDStrategy(HostsStrategy):
     """Trains one model on all XLA devices of all hosts: TPU slices, or the devices of a CPU.
 
     A process per host traces the program for all devices at once. ``PJRT_DEVICE`` picks the hardware, and
@@ -62,7 +61,6 @@ class XLASPMDStrategy(XLAStrategy):
     """
 
     strategy_name = "xla_spmd"
-    replicas = 1  # a batch is one tensor over all hosts
 
     def __init__(
         self,
@@ -83,26 +81,17 @@ class XLASPMDStrategy(XLAStrategy):
             accelerator=SPMDAccelerator(),
             checkpoint_io=SPMDCheckpointIO(),
             precision_plugin=SPMDPrecision(precision),
-            sync_module_states=False,
         )
-        self.cluster_environment = SPMDEnvironment()
-        self._launched = True  # nothing is spawned
         self.mesh = build_mesh(mesh or {"fsdp": -1}, slices or {})
+        self.split_rows = size(self.mesh, "tensor") == 1
         self.sharding = sharding if sharding is not None else ShardingMap()
         self.gradient_checkpointing = gradient_checkpointing
         self.checkpoint = checkpoint
-        self._specs: dict[nn.Parameter, Spec] = {}
+        self._specs: dict[Tensor, Spec] = {}
         self._hooks: list[RemovableHandle] = []
         self._marked = self._compared = False
 
-    # Processes
-
-    def _configure_launcher(self) -> None:
-        self._launcher = None
-
-    def set_world_ranks(self) -> None:
-        """Tell Lightning which host this is."""
-        rank_zero_only.rank = utilities_rank_zero_only.rank = self.global_rank
+    # Building
 
     def setup_environment(self) -> None:
         """Join the hosts and seed the device alike on all of them.
@@ -125,42 +114,6 @@ class XLASPMDStrategy(XLAStrategy):
         torch_xla.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         self.accelerator.setup_device(self.root_device)
 
-    @property
-    def split_rows(self) -> bool:
-        """Whether each host reads rows of its own. Along ``tensor``, hosts may share rows, so all read all of them."""
-        return size(self.mesh, "tensor") == 1
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """Which part of the rows this host reads."""
-        return {
-            "num_replicas": self.world_size if self.split_rows else 1,
-            "rank": self.global_rank if self.split_rows else 0,
-        }
-
-    def barrier(self, name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Wait for all hosts."""
-        consensus.wait()
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """The ``obj`` of host ``src``."""
-        return consensus.gather(obj)[src]
-
-    def reduce(self, output: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Nothing to do: a tensor is that of all hosts already."""
-        return output
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """What all hosts decide, or any."""
-        decisions = consensus.gather(decision)
-        return min(decisions) if all else max(decisions)
-
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        """Nothing to do: a tensor is that of all hosts already."""
-        return tensor
-
-    # Building
-
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
         """Build on the CPU: weights get the same random numbers as anywhere, and go to the devices in parts."""
@@ -173,7 +126,8 @@ class XLASPMDStrategy(XLAStrategy):
         Raises:
             ValueError: If sharding, model and mesh do not fit, or hosts differ.
         """
-        assert self.accelerator is not None and isinstance(self.model, LightningModule)
+        assert self.accelerator is not None
+        assert isinstance(self.model, LightningModule)
         self.accelerator.setup(trainer)
         consensus.agree(facts_of(trainer, self.mesh))
         backbone: Any = self.model.backbone
@@ -298,8 +252,10 @@ class XLASPMDStrategy(XLAStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """State of ``optimizer``, as any other strategy would have it; where it is, see above."""
-        state = super().optimizer_state(optimizer)
-        groups = [{**group, **({"capturable": False} if "capturable" in group else {})} for group in state["param_groups"]]
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        groups = [
+            {**group, **({"capturable": False} if "capturable" in group else {})} for group in state["param_groups"]
+        ]
         state = {**state, "param_groups": groups}
         return state if self.checkpoint == "sharded" else whole(state)
 
@@ -337,11 +293,6 @@ class XLASPMDStrategy(XLAStrategy):
             shard_optimizer(optimizer, self._specs, self.mesh)
             self._marked = True
 
-    def remove_checkpoint(self, filepath: Any) -> None:
-        """Remove a file or a folder, on one host."""
-        if self.is_global_zero:
-            self.checkpoint_io.remove_checkpoint(filepath)
-
     def teardown(self) -> None:
         """Leave the model in main memory, its tied weights tied."""
         for hook in self._hooks:
@@ -350,4 +301,3 @@ class XLASPMDStrategy(XLAStrategy):
         super().teardown()
         if self.model is not None:
             set_shared_parameters(self.model, shared)
-        self._launched = True
