@@ -90,6 +90,7 @@ class XLASPMDStrategy(HostsStrategy):
         self._specs: dict[Tensor, Spec] = {}
         self._hooks: list[RemovableHandle] = []
         self._marked = self._compared = False
+        self._random: int | None = None  # to go on from
 
     # Building
 
@@ -198,6 +199,14 @@ class XLASPMDStrategy(HostsStrategy):
 
     # Steps
 
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of a checkpoint: every program that ran since drew some."""
+        import torch_xla.core.xla_model as xm
+
+        if self._random is not None:
+            xm.set_rng_state(self._random)
+            self._random = None
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Run what callbacks left behind, so that every step is the same program."""
         self._run()
@@ -275,11 +284,8 @@ class XLASPMDStrategy(HostsStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of either kind, written under any strategy or mesh, into main memory."""
-        import torch_xla.core.xla_model as xm
-
         checkpoint = read_checkpoint(str(checkpoint_path))
-        if RANDOM in checkpoint:
-            xm.set_rng_state(checkpoint[RANDOM])
+        self._random = checkpoint.get(RANDOM)
         return checkpoint
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
