@@ -58,12 +58,8 @@ class SPMDPrecision(XLAPrecision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Any, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        """Trace forward, backward and update, then run them as one program."""
-        import torch_xla
-
-        result = super(XLAPrecision, self).optimizer_step(optimizer, model=model, closure=closure, **kwargs)
-        torch_xla.sync()
-        return result
+        """Trace forward, backward and update; the strategy runs them."""
+        return super(XLAPrecision, self).optimizer_step(optimizer, model=model, closure=closure, **kwargs)
 
     def teardown(self) -> None:
         """Nothing was set that would have to be taken back."""
