@@ -57,7 +57,9 @@ def data(segments: bool = False, global_batch_size: int = 8, **options: Any) -> 
     if not corpus.exists():
         corpus.mkdir(parents=True)
         for i in range(40):
-            (corpus / f"{i}.py").write_text(f"def f{i}(a, b):\n    return a * {i} + b\n\n\nclass C{i}:\n    x = {i}\n" * 6)
+            (corpus / f"{i}.py").write_text(
+                f"def f{i}(a, b):\n    return a * {i} + b\n\n\nclass C{i}:\n    x = {i}\n" * 6
+            )
     settings = {"vocab_size": 280, "val_fraction": 0.25, "cache_dir": str(folder() / "cache"), **options}
     return CorpusDataModule(32, global_batch_size, [TextFiles([str(corpus)])], segments=segments, **settings)
 
@@ -66,9 +68,7 @@ def module(
     optimizer: Callable[[Any], torch.optim.Optimizer] = adamw, masking: MaskingStrategy | None = None, **sizes: Any
 ) -> DiffusionModule:
     backbone = ScratchBackbone(**{**SIZES, **HEADS, **sizes})
-    return DiffusionModule(
-        backbone, masking or RandomMasking(), optimizer=optimizer, lr_schedule=LinearDecay(warmup=3)
-    )
+    return DiffusionModule(backbone, masking or RandomMasking(), optimizer=optimizer, lr_schedule=LinearDecay(warmup=3))
 
 
 class Losses(Callback):
