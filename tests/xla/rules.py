@@ -62,8 +62,8 @@ class Faked:
     """Another place in a pod."""
 
     def __init__(self, index: int, count: int) -> None:
-        self.patches = [mock.patch.object(xr, "process_index", lambda: index)]
-        self.patches.append(mock.patch.object(xr, "process_count", lambda: count))
+        self.patches = [mock.patch.object(xr, "process_index", return_value=index)]
+        self.patches.append(mock.patch.object(xr, "process_count", return_value=count))
 
     def __enter__(self) -> None:
         for patch in self.patches:
@@ -125,9 +125,9 @@ def slices() -> dict[str, Any]:
         for i in range(16)
     ]
     with (
-        mock.patch.object(xr, "global_runtime_device_attributes", lambda: chips),
-        mock.patch.object(xr, "global_runtime_device_count", lambda: 16),
-        mock.patch("torch_xla.core.xla_model.xla_device_hw", lambda device: "TPU"),
+        mock.patch.object(xr, "global_runtime_device_attributes", return_value=chips),
+        mock.patch.object(xr, "global_runtime_device_count", return_value=16),
+        mock.patch("torch_xla.core.xla_model.xla_device_hw", return_value="TPU"),
     ):
         mesh = build_mesh({"data": 2, "fsdp": -1}, {"data": 2})
         wrong = refused(lambda: build_mesh({"fsdp": 16}, {}))

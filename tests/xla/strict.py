@@ -1,4 +1,4 @@
-"""A program: a fit with all monitors while every schedule moves from 0 to 1, in which a hidden wait for the device raises."""
+"""A program: fits with all monitors while every schedule moves, in which a hidden wait for the device raises."""
 
 import json
 from contextlib import suppress

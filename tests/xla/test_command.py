@@ -18,6 +18,7 @@ CONFIGS = ["configs/stage2.yaml", "configs/rehearsal.yaml", "configs/trainer/xla
 SMALL = {
     "data.init_args.sequence_length": 64,
     "data.init_args.vocab_size": 512,
+    "data.init_args.val_fraction": 0.4,
     "model.backbone.init_args.hidden_size": 32,
     "model.backbone.init_args.intermediate_size": 64,
     "trainer.log_every_n_steps": 3,

@@ -1,5 +1,6 @@
 """From the third step on nothing is compiled and nothing waits for the device, but on logging steps."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_steps_run_what_is_there_and_wait_for_nothing(runs: dict[str, Any], case: str, what: str) -> None:
     counts = runs[case][what]
     assert len(counts) == 16
-    new = [after - before for before, after in zip(counts, counts[1:], strict=False)]
+    new = [after - before for before, after in pairwise(counts)]
     for step, count in enumerate(new):
         if step >= 2 and (step + 1) % 5:
             assert count == 0, (step, new)

@@ -35,7 +35,7 @@ def test_without_torch_xla_the_strategy_says_how_to_install_it(monkeypatch: pyte
 def test_the_hardware_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: object())
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
-    with pytest.raises(ValueError, match="PJRT_DEVICE is not set.*PJRT_DEVICE=CPU CPU_NUM_DEVICES=4"):
+    with pytest.raises(ValueError, match=r"PJRT_DEVICE is not set.*PJRT_DEVICE=CPU CPU_NUM_DEVICES=4"):
         XLASPMDStrategy()
 
 
