@@ -3,22 +3,16 @@
 The imports make short class names available on the command line, e.g. ``--model.masking BlockMasking``.
 """
 
-import os
-import sys
-
 from coda import data, masking, model, objective, optimization  # noqa: F401
 from coda.cli import CodaCLI
+from coda.command import one_line_errors
 from coda.module import DiffusionModule
 
 
 def main() -> None:
     """Run the command line; a setting that does not fit is one line, or all of it under ``CODA_TRACEBACK=1``."""
-    try:
+    with one_line_errors():
         CodaCLI(DiffusionModule)
-    except ValueError as error:
-        if os.environ.get("CODA_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Export at the end of training."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from coda.checkpoint import load_model
-from coda.export import export
+from coda.checkpoint import build_model, load_model
+from coda.export import check_settings, export
+from coda.release.record import record_of, runs_in, runs_of
 
 
 class ModelExport(Callback):
@@ -17,12 +21,29 @@ class ModelExport(Callback):
         folder: Where to; None is ``export`` inside the logger's folder. A number is appended if it exists.
         enabled: False writes nothing.
         best: Write the weights of the best checkpoint, by the metric that a ModelCheckpoint monitors, instead of the last.
+        dtype: Cast the weights; None keeps them as they are.
+        layout: ``coda``, or ``released`` for a folder that the code of the released CoDA models reads as well.
+        max_shard_size: Weights are split into files of at most this size.
+        verify: Load the folder in a clean process, and compare logits, before it gets its name.
     """
 
-    def __init__(self, folder: str | None = None, enabled: bool = True, best: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        enabled: bool = True,
+        best: bool = False,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        layout: Literal["coda", "released"] = "coda",
+        max_shard_size: str = "5GB",
+        verify: bool = True,
+    ) -> None:
         self.folder = folder
         self.enabled = enabled
         self.best = best
+        self.options = {} if dtype is None else {"dtype": dtype}
+        self.settings = {"layout": layout, "max_shard_size": max_shard_size}
+        self.verify = verify
+        check_settings(**self.settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first step, not after the last, what is missing.
@@ -37,22 +58,52 @@ class ModelExport(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export on the first process."""
+        """Put the weights together, in which every process takes part, and export on the first."""
         log_dir = trainer.log_dir  # on every process: the first one tells it to the others
-        if not self.enabled or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        output = base = Path(self.folder or Path(log_dir or trainer.default_root_dir) / "export")
-        number = 1
-        while output.exists():
-            number += 1
-            output = base.with_name(f"{base.name}-{number}")
-        model, tokenizer = pl_module.backbone, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         paths = [callback.best_model_path for callback in _checkpoints(trainer) if callback.monitor]
-        if self.best and paths[0]:
-            model, _ = load_model(paths[0])
-            rank_zero_info(f"the best weights are those of {paths[0]}")
-        export(model, tokenizer, output)  # type: ignore[arg-type]
+        best = trainer.strategy.broadcast(paths[0] if self.best else "")
+        weights = {} if best else full_weights(trainer)
+        if trainer.is_global_zero:
+            output = _unused(Path(self.folder or Path(log_dir or trainer.default_root_dir) / "export"))
+            self._export(pl_module, best, weights, output)
+        trainer.strategy.barrier()
+
+    def _export(self, pl_module: Any, best: str, weights: dict[str, Tensor], output: Path) -> None:
+        if best:
+            model, tokenizer = load_model(best, **self.options)
+            runs = runs_of(best)
+            rank_zero_info(f"the best weights are those of {best}")
+        else:
+            record = record_of(pl_module)
+            model = build_model(record, weights, "this run", **self.options)
+            tokenizer, runs = pl_module.trainer.datamodule.tokenizer, runs_in(record["run"])
+        export(model, tokenizer, output, runs, verify=self.verify, **self.settings)
         rank_zero_info(f"exported to {output}; try: python -m coda.generate --model {output} --prompt 'def main('")
+
+
+def full_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """The whole state of the LightningModule in main memory, whatever the strategy shards; on the first process.
+
+    Every process must call this.
+    """
+    strategy: Any = trainer.strategy
+    if strategy.root_device.type == "xla":  # one process sees all shards
+        return {name: value.cpu() for name, value in strategy.lightning_module_state_dict().items()}
+    state: dict[str, Any] = get_model_state_dict(
+        strategy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state
+
+
+def _unused(base: Path) -> Path:
+    """``base``, with a number if it exists."""
+    output, number = base, 1
+    while output.exists():
+        number += 1
+        output = base.with_name(f"{base.name}-{number}")
+    return output
 
 
 def _checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:

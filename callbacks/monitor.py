@@ -65,7 +65,7 @@ class DiffusionMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the sums where the model is."""
-        if pl_module.device.type == "mps":  # has no float64
+        if pl_module.device.type in ("mps", "xla"):  # has no float64, or only a slow one
             self.statistics.set_dtype(torch.float32)
         self.statistics.to(pl_module.device)
 

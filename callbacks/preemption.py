@@ -1,5 +1,6 @@
 """Preemption: save and leave when the machine is taken away, so that the same command goes on where it stopped."""
 
+import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class Preemption(Callback):
         self.received, self.saved, self.asked = False, False, None
         if trainer.is_global_zero:
             for unfinished in _folder(trainer).glob(".*.ckpt.*"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         signal.signal(signal.SIGTERM, self._receive)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and trainer.world_size > 1:
             self.group = torch.distributed.new_group(backend="gloo")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -84,6 +85,7 @@ class CodaCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find out what does not fit before a corpus is tokenised and a run's folder is made."""
         options = self.config_init[self.config_init.subcommand]
+        self.model.config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand]))
         if options.ckpt_path == "last":
             options.ckpt_path = self._last_checkpoint()
         checkpoint = options.ckpt_path

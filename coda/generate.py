@@ -3,7 +3,6 @@
 ``python -m coda.generate --model DIR_OR_HUB_ID --prompt "def f(x):" --suffix "    return y" --stream``
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextDiffusionStreamer
 
 from coda.checkpoint import load_model
+from coda.command import one_line_errors
 from coda.data.tokenizer import separator_id
 from coda.model import CoDAGenerationConfig, CoDALanguageModel
 
@@ -182,7 +182,5 @@ if __name__ == "__main__":
     parser.add_function_arguments(main, as_positional=False, skip={"stream", "chat"})
     parser.add_argument("--chat", action=ActionYesNo, default=False, help="put the prompt as an instruction")
     parser.add_argument("--stream", action=ActionYesNo, default=False, help="show the drafts as they form")
-    try:
+    with one_line_errors():
         main(**parser.parse_args().as_dict())
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """The LightningModule: wires backbone, masking, objective and optimizer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from coda.checkpoint import RECORD, check_tokenizer, describe, load_weights, read_config, recount_micro_batches
+from coda.adapter import Adapter, check_adapter
+from coda.checkpoint import RECORD, check_tokenizer, load_weights, read_config, recount_micro_batches
 from coda.data.mixture import mix
 from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
 from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, PretrainedBackbone
@@ -21,6 +22,7 @@ from coda.model.modeling_coda import untie
 from coda.model.sampling_coda import row_noise
 from coda.objective import DiffusionObjective, ObjectiveOutput
 from coda.optimization import ConstantRate, LearningRateSchedule
+from coda.release.record import record_of, runs_of
 
 
 class DiffusionModule(L.LightningModule):
@@ -38,11 +40,14 @@ class DiffusionModule(L.LightningModule):
         lr_schedule: Learning rate over training, as multiples of the optimizer's; None keeps it constant.
         init_from: Start from these weights alone (a .ckpt or an exported folder): how one stage follows another.
         annealing: Restrict attention to the future early in training; None attends to both sides at once.
+        adapter: What learns instead of the weights (LoRA, DoRA), on top of ``init_from``; None trains all of them.
         seed: Of noise levels and masks. A row's are a function of seed, step and its number in the order of training
             (``sample`` of the batch), whatever ranks and accumulation.
     """
 
     backbone: CoDALanguageModel
+    config: dict[str, Any] | None = None  # what the command line was given, for the record of the run
+    earlier: Sequence[dict[str, Any]] = ()  # records of the runs behind init_from
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class DiffusionModule(L.LightningModule):
         lr_schedule: LearningRateSchedule | None = None,
         init_from: str | None = None,
         annealing: AttentionAnnealing | None = None,
+        adapter: Adapter | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,6 +69,7 @@ class DiffusionModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.init_from = init_from
         self.annealing = annealing
+        self.adapter = adapter
         self.seed = seed
         self.bound_masking = RandomMasking()
         self.bound_objective = DiffusionObjective(shift=self.objective.shift, chunk_size=self.objective.chunk_size)
@@ -88,6 +95,9 @@ class DiffusionModule(L.LightningModule):
         self.backbone.config.shift = self.objective.shift
         if self.init_from and not resuming:
             load_weights(self.backbone, self.init_from)
+            self.earlier = runs_of(self.init_from)
+        if self.adapter is not None:
+            self.adapter(self.backbone)
 
     def check(self, data: Any, resuming: bool) -> None:
         """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.
@@ -162,7 +172,7 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the sum of weighted losses; :meth:`on_after_backward` divides once the whole global batch is summed."""
-        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        micro_batches = self.trainer.accumulate_grad_batches * replicas(self.trainer)
         output, masked, t = self.diffuse(batch, self.masking, self.objective, len(batch["sample"]) * micro_batches)
         self._batch_idx = batch_idx
         report = replace(output, loss_sum=output.loss_sum.detach())
@@ -224,11 +234,11 @@ class DiffusionModule(L.LightningModule):
         if not ends_step(self.trainer, self._batch_idx):
             return
         sums = torch.stack([self._denominator, self._loss_sum])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if replicas(self.trainer) > 1:
             torch.distributed.all_reduce(sums)  # Lightning's reduce would put a barrier before it
         total, loss_sum = sums
         self.log("train/loss", loss_sum / total.clamp(min=1))
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1)
+        scale = self.trainer.accumulate_grad_batches * replicas(self.trainer) / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
@@ -252,7 +262,7 @@ class DiffusionModule(L.LightningModule):
         self._evaluate("test", batch, batch_idx, sum(self.trainer.num_test_batches))
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor], batch_idx: int, batches: float) -> None:
-        rows = max(int(batches), batch_idx + 1) * len(batch["sample"]) * self.trainer.world_size
+        rows = max(int(batches), batch_idx + 1) * len(batch["sample"]) * replicas(self.trainer)
         output, _, _ = self.diffuse(batch, self.bound_masking, self.bound_objective, rows)
         self.bound.update(output.loss_sum / output.denominator.clamp(min=1), output.denominator)
         masked = output.masked.sum()
@@ -288,11 +298,13 @@ class DiffusionModule(L.LightningModule):
         return training_flops(self.backbone.config, rows, length, predicted=0.5 * rows * length)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record config and tokenizer beside the weights."""
-        checkpoint[RECORD] = describe(self.backbone, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+        """Record config, tokenizer and the run beside the weights."""
+        checkpoint[RECORD] = record_of(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the output head its own weights if those of the checkpoint are, and count in this run's micro-batches."""
+        check_adapter(self.backbone, checkpoint[RECORD].get("adapter"))
+        self.earlier = checkpoint[RECORD].get("run", {}).get("earlier", ())
         if not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
             untie(self.backbone)
         if "loops" in checkpoint:
@@ -310,3 +322,8 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether an optimizer step ends with this micro-batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def replicas(trainer: L.Trainer) -> int:
+    """How many tensors a micro-batch is divided into: one per rank, but one in all where the compiler divides it."""
+    return int(getattr(trainer.strategy, "replicas", trainer.world_size))

@@ -1,5 +1,6 @@
 """The exported folder: loads anywhere with transformers alone, whole or not at all."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from coda.checkpoint import RECORD, describe, load_model
@@ -25,6 +27,7 @@ ELSEWHERE = f"""
 import sys
 sys.modules["coda"] = None
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 output, *folders = sys.argv[1:]
 ids, results = torch.tensor({IDS}), []
@@ -113,8 +116,13 @@ def test_the_config_is_that_of_the_released_models(tmp_path: Path, tokenizer: Pr
     export(small_model(tokenizer), tokenizer, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("CoDA", ["CoDALanguageModel"])
-    expected = {"AutoConfig": "configuration_coda.CoDAConfig", "AutoModel": "modeling_coda.CoDALanguageModel"}
-    assert config["auto_map"] == expected
+    model_class = "modeling_coda.CoDALanguageModel"
+    code = {
+        "AutoConfig": "configuration_coda.CoDAConfig",
+        "AutoModel": model_class,
+        "AutoModelForMaskedLM": model_class,
+    }
+    assert config["auto_map"] == code
     assert (config["mask_token_id"], config["shift"]) == (tokenizer.mask_token_id, True)
 
 
@@ -149,16 +157,28 @@ def test_an_existing_output_is_refused_and_left_untouched(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ValueError),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["full disk", "full disk in safetensors", "interrupt"],
+)
 def test_a_failure_midway_leaves_nothing_behind(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
 ) -> None:
     def fail(folder: Any) -> None:
         assert (Path(folder) / "model.safetensors").is_file(), "fails before anything is written"
         raise error
 
     monkeypatch.setattr(tokenizer, "save_pretrained", fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(raised, match="" if raised is KeyboardInterrupt else "model could not be .* No space left"):
         export(small_model(tokenizer), tokenizer, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -16,9 +16,11 @@ class Rows(Dataset[dict[str, Tensor]], ABC):
     """The samples of a mixture. Item n is the n-th sample; there is no end to them.
 
     Attributes:
+        streams: The corpora.
         mixture: Which row of which corpus a sample is.
     """
 
+    streams: list[TokenStream]
     mixture: Mixture
 
     def __len__(self) -> int:

@@ -4,11 +4,11 @@ The same command again goes on where it was stopped. Train on the result with ``
 """
 
 import os
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from coda.command import one_line_errors
 from coda.data.datamodule import PreparedDataModule
 from coda.data.ingest import prepare
 from coda.data.shards import SPLITS
@@ -38,7 +38,5 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="folder to write; the same again goes on")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many read and tokenise")
     parser.add_argument("--verify", action="store_true", help="compare the checksums of a finished folder instead")
-    try:
+    with one_line_errors(OSError):  # a full disk
         main(**parser.instantiate(parser.parse_args()).as_dict())
-    except (ValueError, OSError) as error:  # bad input, or a full disk
-        sys.exit(f"error: {error}")

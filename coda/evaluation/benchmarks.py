@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from coda.checkpoint import check_mask
 from coda.evaluation.generating import Request, check_requests, generate, make_requests, sampler_settings
 from coda.evaluation.judging import TIME_LIMIT, judge_all
 from coda.evaluation.passk import check_k
@@ -215,16 +216,6 @@ class Benchmarks:
 
     def _requests(self, run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Request]:
         return make_requests(run.problems, run.prompt_format, tokenizer, self.sampler, self.samples, self.seed)
-
-
-def check_mask(model: CoDALanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError unless model and tokenizer have the same absorbing state."""
-    ours, theirs, size = model.config.mask_token_id, tokenizer.mask_token_id, model.config.vocab_size
-    if ours is None or not 0 <= ours < size or ours != theirs:
-        raise ValueError(
-            f"the model has no mask token to start from: its mask_token_id is {ours} in a vocabulary of {size}, its "
-            f"tokenizer's is {theirs}; give a diffusion model, or the tokenizer that it was trained with"
-        )
 
 
 def _error_of(action: Any) -> str | None:

@@ -1,6 +1,5 @@
 """The model that is evaluated, with everything about it that shapes a number."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 from jsonargparse import ActionYesNo, ArgumentParser
 from transformers import PreTrainedTokenizerBase
 
-from coda.checkpoint import load_model
-from coda.evaluation.benchmarks import check_mask
+from coda.checkpoint import check_mask, load_model
+from coda.command import one_line_errors
 from coda.evaluation.ranks import local_device
 from coda.evaluation.results import fingerprint
 from coda.model import CoDALanguageModel
@@ -76,7 +75,5 @@ def run_command(main: Callable[..., Any], prog: str, description: str) -> None:
     parser.add_argument("--allow_unsandboxed", action=ActionYesNo, default=False, help="run programs without a sandbox")
     arguments = parser.instantiate(parser.parse_args()).as_dict()
     del arguments["config"]
-    try:
+    with one_line_errors():
         main(**arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -4,7 +4,7 @@ The ``*_coda`` files travel with exported checkpoints as their remote code: they
 package it brings) and each other only.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from coda.model.annealing import AttentionAnnealing, RandomAnnealing
 from coda.model.backbone import Backbone, PretrainedBackbone, ScratchBackbone
@@ -15,6 +15,7 @@ from coda.model.streaming_coda import RowStreamers
 
 AutoConfig.register("CoDA", CoDAConfig)
 AutoModel.register(CoDAConfig, CoDALanguageModel)
+AutoModelForMaskedLM.register(CoDAConfig, CoDALanguageModel)
 
 __all__ = [
     "AttentionAnnealing",

@@ -14,11 +14,16 @@ ROOT = Path(__file__).parents[2]
 FLAGS = "--xla_backend_optimization_level=0"  # a third of the time to compile
 
 
-def run_program(*arguments: str, devices: int = 1) -> Any:
+def run_program(*arguments: str, devices: int = 1, flags: str = "") -> Any:
     """Run ``python *arguments`` from the root of the repository; returns what follows ``RESULT`` in its output, as JSON."""
     if importlib.util.find_spec("torch_xla") is None:
         pytest.skip("torch_xla is not installed: make test-xla")
-    settings = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices), "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+    settings = {
+        "PJRT_DEVICE": "CPU",
+        "CPU_NUM_DEVICES": str(devices),
+        "XLA_FLAGS": f"{FLAGS} {flags}",
+        "PYTHONPATH": str(ROOT),
+    }
     run = subprocess.run(
         [sys.executable, *arguments], env=os.environ | settings, cwd=ROOT, capture_output=True, text=True, check=False
     )
