@@ -17,10 +17,8 @@ def cases() -> dict[str, Any]:
 
 def test_nothing_is_compiled_from_the_third_step_on(cases: dict[str, Any]) -> None:
     assert len(cases) == 9
-    for name, runs in cases.items():
-        first, *others = (count - runs["xla"]["compilations"][1] for count in runs["xla"]["compilations"][2:])
-        # Attention without a mask is another program, once.
-        assert first == 0 and others == ([0, 0, 0, 1, 1] if name == "annealing" else [0] * 5), name
+    for name, runs in cases.items():  # once annealing ends its program is that of random masking, compiled already
+        assert len(set(runs["xla"]["compilations"][1:])) == 1, name
 
 
 def test_losses_are_those_of_the_cpu(cases: dict[str, Any]) -> None:
