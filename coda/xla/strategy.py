@@ -73,6 +73,7 @@ class XLASPMDStrategy(HostsStrategy):
     ) -> None:
         check_runtime()
         import torch_xla.runtime as xr
+        from torch_xla.distributed.spmd import set_global_mesh
 
         if checkpoint not in ("sharded", "full"):
             raise ValueError(f"trainer.strategy.init_args.checkpoint is {checkpoint!r}; choose sharded or full")
@@ -83,6 +84,7 @@ class XLASPMDStrategy(HostsStrategy):
             precision_plugin=SPMDPrecision(precision),
         )
         self.mesh = build_mesh(mesh or {"fsdp": -1}, slices or {})
+        set_global_mesh(self.mesh)  # for the attention kernel
         self.split_rows = size(self.mesh, "tensor") == 1
         self.sharding = sharding if sharding is not None else ShardingMap()
         self.gradient_checkpointing = gradient_checkpointing
