@@ -6,6 +6,7 @@ The layout is that of Lightning's strategies: files of torch.distributed.checkpo
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
     index = _read_index(path)
     _check_shards(path, index)
     entry, weights = _empty_weights(index)
+    _fill({entry: weights}, path)
+    return weights
+
+
+def _fill(state: dict[str, Any], path: str, planner: DefaultLoadPlanner | None = None) -> None:
+    """Read what ``state`` names. Raises ValueError if it is damaged."""
     try:
-        load({entry: weights}, storage_reader=_Reader(path), no_dist=True)
+        with warnings.catch_warnings(action="ignore"):  # that this is one process is meant
+            load(state, storage_reader=_Reader(path), planner=planner, no_dist=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path!r} is no readable checkpoint: {error}") from error
-    return weights
 
 
 def _read_index(path: str) -> Metadata:
@@ -141,11 +148,7 @@ def read_optimizers(path: str) -> list[dict[str, Any]]:
         for key, value in index.state_dict_metadata.items()
         if key.startswith("optimizer_")
     }
-    planner = _Planner(flatten_state_dict=False)
-    try:
-        load(state, storage_reader=_Reader(path), planner=planner, no_dist=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path!r} is no readable checkpoint: {error}") from error
+    _fill(state, path, _Planner(flatten_state_dict=False))
     return [_numbered(name, state) for name in sorted({key.split(".")[0] for key in state})]
 
 

@@ -205,7 +205,6 @@ class XLASPMDStrategy(HostsStrategy):
         """Go on with the random numbers of a checkpoint: every program that ran since drew some."""
         import torch_xla.core.xla_model as xm
 
-        self._run()  # what callbacks count in begins as data, not as a constant of the first program
         if self._random is not None:
             xm.set_rng_state(self._random)
             self._random = None

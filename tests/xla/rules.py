@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from unittest import mock
 import torch
 import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks import Preemption
 from coda.xla import ShardingMap, XLASPMDStrategy, consensus
+from coda.xla.checkpointing import read_checkpoint
 from coda.xla.mesh import build_mesh
 from tests.xla.fits import adamw, data, folder, module, strategy, trainer, two_axes
 
@@ -186,6 +190,26 @@ def names() -> dict[str, Any]:
     return {"names": sorted(model.state_dict()), "tied": head is embedding, "device": head.device.type, "hooks": hooks}
 
 
+def preempted() -> dict[str, Any]:
+    """SIGTERM in the third step, in a folder where another process was killed while it wrote."""
+    left = folder() / "checkpoints" / ".step=1.ckpt.unfinished"
+    (left / "part").mkdir(parents=True)
+    keeper = ModelCheckpoint(left.parent, every_n_train_steps=100)
+    runner = trainer(strategy("2,2,1"), Signal(), keeper, Preemption(), max_steps=9, enable_checkpointing=True)
+    try:
+        runner.fit(module(), data())
+    except SystemExit as end:
+        written = read_checkpoint(str(left.parent / "last.ckpt"))
+        return {"code": end.code, "steps": written["global_step"], "left": left.exists()}
+    return {"code": None}
+
+
+class Signal(Callback):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
     folder().mkdir(exist_ok=True)
     results = {
@@ -196,6 +220,7 @@ if __name__ == "__main__":
         "slices": slices(),
         "formats": {name: formats(name) for name in ("32-true", "bf16-mixed", "bf16-true")},
         "names": names(),
+        "preempted": preempted(),
     }
     assert torch.get_default_dtype() == torch.float32
     print("RESULT" + json.dumps(results))

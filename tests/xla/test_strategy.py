@@ -84,3 +84,7 @@ def test_the_model_comes_back_as_it_was(results: dict[str, Any]) -> None:
     names = results["names"]
     assert len(names["names"]) == 25 and "backbone.model.layers.1.mlp.up_proj.weight" in names["names"]
     assert names["tied"] and names["device"] == "cpu" and names["hooks"] == 0
+
+
+def test_sigterm_writes_a_sharded_checkpoint_and_leaves(results: dict[str, Any]) -> None:
+    assert results["preempted"] == {"code": 75, "steps": 3, "left": False}
