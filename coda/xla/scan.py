@@ -15,7 +15,7 @@ INSTALL = "pip install 'torch_xla[pallas]==2.9.0' torchax==0.0.7"
 def scan_layers(model: PreTrainedModel, recompute: bool = False) -> None:
     """Have ``model.model.layers`` run as one loop of the device, in place; names of parameters stay as they are.
 
-    Values and gradients are those of the layers one after the other. With a cache, as in sampling, they still run so.
+    Values and gradients are those of the layers one after the other. With a cache, and on other devices, they still run so.
 
     Args:
         model: A Qwen3 of transformers, all of whose layers are alike.
@@ -43,7 +43,7 @@ class ScannedLayers(nn.ModuleList):
     """
 
     def __init__(self, layers: nn.ModuleList, recompute: bool) -> None:
-        super().__init__(layers)
+        super().__init__(layers)  # keeps their names
         self.partition = _keep_inputs if recompute else default_partition
         # In a tuple, for their parameters already have their names.
         self.steps = tuple(_Step(layer) for layer in layers)
@@ -59,7 +59,7 @@ class ScannedLayers(nn.ModuleList):
         **kwargs: Any,
     ) -> Tensor:
         """What the layers make of ``hidden_states`` [B, L, H]; arguments as those of a layer of transformers."""
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get("past_key_values") is not None or hidden_states.device.type != "xla":
             for layer in self:
                 hidden_states = layer(
                     hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs

@@ -22,10 +22,12 @@ from torchmetrics import Metric
 from coda.xla import consensus
 from coda.xla.checkpointing import SPMDCheckpointIO, read_checkpoint, whole, write_sharded
 from coda.xla.facts import facts_of
+from coda.xla.flags import Flags, set_libtpu_flags
 from coda.xla.hardware import SPMDAccelerator, check_runtime
 from coda.xla.hosts import HostsStrategy
 from coda.xla.mesh import AXES, BATCH, build_mesh, size
 from coda.xla.precision import Format, SPMDPrecision
+from coda.xla.scan import scan_layers
 from coda.xla.sharding import ShardingMap, Spec, send_rows, shard, shard_optimizer
 
 RANDOM = "xla_rng_state"  # the checkpoint's entry for the device's random state
@@ -53,6 +55,8 @@ class XLASPMDStrategy(HostsStrategy):
         sharding: Which weight is divided how; None divides each over ``fsdp``.
         precision: See :class:`coda.xla.precision.SPMDPrecision`.
         gradient_checkpointing: Recompute each layer in the backward pass.
+        scan_layers: Compile one layer for all of them. See :func:`coda.xla.scan.scan_layers`.
+        libtpu_flags: Of the TPU's compiler and runtime, by name. See :func:`coda.xla.flags.set_libtpu_flags`.
         checkpoint: ``sharded``, a folder to which every host writes its part (all hosts must see the same folder), or
             ``full``, one file like that of any other strategy.
 
@@ -69,6 +73,8 @@ class XLASPMDStrategy(HostsStrategy):
         sharding: ShardingMap | None = None,
         precision: Format = "bf16-mixed",
         gradient_checkpointing: bool = False,
+        scan_layers: bool = False,
+        libtpu_flags: Flags | None = None,
         checkpoint: Literal["sharded", "full"] = "sharded",
     ) -> None:
         check_runtime()
@@ -77,6 +83,7 @@ class XLASPMDStrategy(HostsStrategy):
 
         if checkpoint not in ("sharded", "full"):
             raise ValueError(f"trainer.strategy.init_args.checkpoint is {checkpoint!r}; choose sharded or full")
+        set_libtpu_flags(libtpu_flags or {})
         xr.use_spmd()  # before any tensor is on a device
         super().__init__(
             accelerator=SPMDAccelerator(),
@@ -88,6 +95,7 @@ class XLASPMDStrategy(HostsStrategy):
         self.split_rows = size(self.mesh, "tensor") == 1
         self.sharding = sharding if sharding is not None else ShardingMap()
         self.gradient_checkpointing = gradient_checkpointing
+        self.scan_layers = scan_layers
         self.checkpoint = checkpoint
         self._specs: dict[Tensor, Spec] = {}
         self._hooks: list[RemovableHandle] = []
@@ -144,7 +152,9 @@ class XLASPMDStrategy(HostsStrategy):
         for parameter, spec in self._specs.items():
             shard(parameter, self.mesh, spec)
         self._hooks = self.sharding.constrain(backbone, self.mesh)
-        if self.gradient_checkpointing or backbone.is_gradient_checkpointing:
+        if self.scan_layers:
+            scan_layers(backbone, self.gradient_checkpointing)
+        elif self.gradient_checkpointing or backbone.is_gradient_checkpointing:
             from torch_xla.utils.checkpoint import checkpoint
 
             backbone._set_gradient_checkpointing(True, checkpoint)  # that of torch is optimised away
