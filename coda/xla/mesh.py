@@ -70,7 +70,8 @@ def build_mesh(sizes: dict[str, int], slices: dict[str, int]) -> "Mesh":
 def _arrange(attributes: list[dict[str, Any]], shape: tuple[int, ...], outer: tuple[int, ...]) -> "Mesh":
     from torch_xla.distributed.spmd import HybridMesh, Mesh
 
-    if "coords" not in attributes[0]:  # not a TPU: all neighbours are equally near
+    one_slice = math.prod(outer) == 1 and "slice_index" in attributes[0]  # which the hybrid mesh refuses
+    if "coords" not in attributes[0] or one_slice:
         return Mesh(list(range(len(attributes))), shape, AXES)
     inner = tuple(total // part for total, part in zip(shape, outer, strict=True))
     return HybridMesh(ici_mesh_shape=inner, dcn_mesh_shape=outer, axis_names=AXES)

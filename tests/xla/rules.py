@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch_xla
 import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -136,7 +137,11 @@ def slices() -> dict[str, Any]:
         mesh = build_mesh({"data": 2, "fsdp": -1}, {"data": 2})
         wrong = refused(lambda: build_mesh({"fsdp": 16}, {}))
         uneven = refused(lambda: build_mesh({"data": 1, "fsdp": 16}, {"data": 2}))
+        for chip in chips:
+            chip["slice_index"] = 0
+        single = list(build_mesh({"fsdp": -1}, {}).mesh_shape)
     return {
+        "single": single,
         "shape": list(mesh.mesh_shape),
         "halves": mesh.get_logical_mesh().tolist(),
         "wrong": wrong,
@@ -147,6 +152,7 @@ def slices() -> dict[str, Any]:
 class Formats(Callback):
     def __init__(self) -> None:
         self.seen: dict[str, str] = {}
+        self.divided: dict[str, str] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         layer = pl_module.backbone.model.layers[0]
@@ -155,8 +161,12 @@ class Formats(Callback):
             "norm": layer.self_attn.q_norm,
             "layer": layer,
         }.items():
-            part.register_forward_hook(lambda _, __, output, name=name: self.seen.__setitem__(name, str(output.dtype)))
+            part.register_forward_hook(lambda _, __, output, name=name: self.note(name, output))
         self.seen["rotary"] = str(pl_module.backbone.model.rotary_emb.inv_freq.dtype)
+
+    def note(self, name: str, output: torch.Tensor) -> None:
+        self.seen[name] = str(output.dtype)
+        self.divided[name] = torch_xla._XLAC._get_xla_sharding_spec(output)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         parameter = pl_module.backbone.model.layers[0].self_attn.q_proj.weight
@@ -169,6 +179,12 @@ def formats(precision: str) -> dict[str, str]:
     seen = Formats()
     fit(strategy("1,4,1", precision=precision), seen)
     return seen.seen
+
+
+def divided(mesh: str) -> dict[str, str]:
+    seen = Formats()
+    fit(strategy(mesh), seen)
+    return seen.divided
 
 
 def products(gradient_checkpointing: bool) -> int:
@@ -219,6 +235,7 @@ if __name__ == "__main__":
         "other rows": other_rows(),
         "slices": slices(),
         "formats": {name: formats(name) for name in ("32-true", "bf16-mixed", "bf16-true")},
+        "divided": {mesh: divided(mesh) for mesh in ("2,2,1", "1,2,2")},
         "names": names(),
         "preempted": preempted(),
     }

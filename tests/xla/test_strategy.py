@@ -59,7 +59,14 @@ def test_slices_are_joined_along_their_axis(results: dict[str, Any]) -> None:
     halves = [sorted(chip for (chip,) in half) for half in slices["halves"]]
     assert halves == [list(range(8)), list(range(8, 16))]
     assert "there are 2 slices" in slices["wrong"]
+    assert slices["single"] == [1, 16, 1]
     assert "data has 1 devices in all" in slices["uneven"]
+
+
+def test_activations_are_divided_by_rows_and_heads(results: dict[str, Any]) -> None:
+    assert results["divided"]["2,2,1"]["layer"].startswith("{devices=[4,1,1]")
+    assert results["divided"]["1,2,2"]["layer"].startswith("{devices=[2,1,1,2]")
+    assert results["divided"]["1,2,2"]["projection"].startswith("{devices=[2,1,2]")
 
 
 def test_formats(results: dict[str, Any]) -> None:

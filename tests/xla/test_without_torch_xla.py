@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from callbacks import DiffusionMonitor
+from callbacks.preemption import _clean
 from coda.xla import ShardingMap, XLASPMDStrategy
 from coda.xla.sharding import Spec
 
@@ -73,3 +75,19 @@ def test_a_star_is_one_part_of_a_name() -> None:
 def test_unknown_axes_are_refused_before_there_is_a_model() -> None:
     with pytest.raises(ValueError, match=r"sharding.activations\['model.norm'\].*'model' is no axis"):
         ShardingMap(activations={"model.norm": ["model", None, None]})
+
+
+def test_monitors_add_up_ranks_only_where_each_has_a_tensor_of_its_own() -> None:
+    for replicas in (1, 2):
+        monitor = DiffusionMonitor()
+        trainer = SimpleNamespace(strategy=SimpleNamespace(replicas=replicas), world_size=2)
+        monitor.on_fit_start(trainer, SimpleNamespace(device=torch.device("cpu")))
+        assert monitor.statistics.sync_on_compute == monitor.statistics._to_sync == (replicas == 2)
+
+
+def test_a_checkpoint_that_was_not_replaced_yet_is_kept(tmp_path: Path) -> None:
+    for name in (".last.ckpt.old", ".step=1.ckpt.unfinished", ".step=2.ckpt.old", "step=2.ckpt"):
+        (tmp_path / name).mkdir()
+    for unfinished in sorted(tmp_path.glob(".*.ckpt.*")):
+        _clean(unfinished)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step=2.ckpt"]
