@@ -14,9 +14,9 @@ MODES = ["scanned", "recomputed"]
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("torchax")
-    return run_program("tests/xla/scan.py", devices=4)
+    return run_program("-m", "tests.xla.scan", str(tmp_path_factory.mktemp("scan")), devices=4)
 
 
 @pytest.mark.slow
@@ -40,6 +40,12 @@ def test_four_layers_are_no_more_products_than_two(results: dict[str, Any]) -> N
     for mode in MODES:
         assert products[mode][0] == products[mode][1]
     assert products["recomputed"][0] > products["scanned"][0], "nothing is computed again"
+
+
+@pytest.mark.slow
+def test_a_fit_with_scanned_layers_has_the_losses_of_plain_training(results: dict[str, Any]) -> None:
+    assert results["fit"] == pytest.approx(results["plain fit"], abs=1e-5)
+    assert results["fit"][0] != results["fit"][-1]
 
 
 def test_missing_libraries_are_named_with_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
