@@ -2,15 +2,19 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
+XLA_VENV ?= .venv-xla
 # Which torch to install first. On a machine without a GPU, the small CPU build:
 #   make quickstart PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
+# The last release of torch_xla with the torch it was built for, and what its scan needs under SPMD.
+XLA_TORCH := torch==2.9.0
+XLA := $(XLA_TORCH) torch_xla==2.9.0 jax==0.7.1 torchax==0.0.7
 # Threads that wait must sleep: where another program shares the cores, spinning ones starve those they wait for, and a
 # training step takes 40 times as long. On idle cores it costs a fifth.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup quickstart rehearse test lint format bench tensorboard clean
+.PHONY: help setup quickstart rehearse test test-xla lint format bench tensorboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +50,15 @@ rehearse: $(VENV)/.ready ## all four stages on a small model, seven corpora and 
 test: $(VENV)/.ready ## run all tests
 	$(VENV)/bin/python -m pytest
 
+$(XLA_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(XLA_VENV)
+	$(XLA_VENV)/bin/python -m pip install -q $(PIP_ARGS) "$(XLA_TORCH)"
+	$(XLA_VENV)/bin/python -m pip install -q $(XLA) -e ".[dev]"
+	touch $@
+
+test-xla: $(XLA_VENV)/.ready ## run the TPU code on XLA devices of the CPU, in an environment of its own
+	$(XLA_VENV)/bin/python -m pytest tests/xla tests/model/test_xla_decoding.py
+
 lint: $(VENV)/.ready ## ruff and the type checker
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -66,4 +79,4 @@ tensorboard: $(VENV)/.ready ## watch the curves and samples of all runs
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean: ## remove the environment and caches of tools, not runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(XLA_VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -13,7 +13,7 @@ from coda.evaluation.ranks import Ranks
 from coda.evaluation.results import RESULTS, environment, fingerprint, table
 from coda.evaluation.sandbox import Sandbox
 from coda.files import write_json
-from coda.module import ends_step
+from coda.module import ends_step, replicas
 
 
 class BenchmarkEvaluation(Callback):
@@ -142,5 +142,5 @@ class BenchmarkEvaluation(Callback):
 
 
 def _whole(trainer: Trainer) -> bool:
-    """Whether every rank has the whole model."""
-    return trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
+    """Whether every rank has the whole model, to run by itself."""
+    return trainer.world_size == 1 or (isinstance(trainer.strategy, DDPStrategy) and replicas(trainer) > 1)

@@ -8,12 +8,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.steps import is_logging_step
+from coda.module import replicas
 from coda.objective import ObjectiveOutput
 
 BUCKETS = 5
 STRATEGIES = ("S1", "S2", "S3")
 ALL, PLAIN = 0, 1  # groups of rows before those of the strategies
-NLL, CORRECT, MASKED, MASKABLE, REQUESTED, ROWS = range(6)
+NLL, CORRECT, MASKED, MASKABLE, REQUESTED, OVERFLOW, ROWS = range(7)
 
 
 class NoiseLevelStatistics(Metric):
@@ -39,8 +40,8 @@ class NoiseLevelStatistics(Metric):
         plain = ~torch.stack(flags).any(dim=0)
         groups = torch.stack([~none, plain, *flags], dim=1)
         requested = t * output.maskable
-        values = (output.nll, output.correct, output.masked, output.maskable, requested, torch.ones_like(t))
-        stats = torch.stack([value.to(self.sums.dtype) for value in values], dim=1)
+        counts = (output.masked, output.maskable, requested, output.overflow, torch.ones_like(t))
+        stats = torch.stack([value.to(self.sums.dtype) for value in (output.nll, output.correct, *counts)], dim=1)
         self.sums += torch.einsum("bk,bg,bs->kgs", bucket.to(stats.dtype), groups.to(stats.dtype), stats)
 
     def compute(self) -> Tensor:
@@ -54,7 +55,9 @@ class DiffusionMonitor(Callback):
     - ``noise/loss_t0.0-0.2`` ...: nats per masked token and ``noise/accuracy_...`` by noise level;
     - ``strategy/loss_S1`` ...: the same by masking strategy (``plain``: none);
     - ``strategy/share_S1`` ...: share of rows, and ``schedule/S1`` ...: the share that the schedule asks for;
-    - ``mask_rate/realised`` and ``mask_rate/requested``: share of maskable tokens that are masked.
+    - ``mask_rate/realised`` and ``mask_rate/requested``: share of maskable tokens that are masked;
+    - ``mask_rate/overflow``: share of the masked tokens for which the objective's capacity had no room, and which were
+      computed in a further window; 0 without a capacity.
     """
 
     def __init__(self) -> None:
@@ -63,9 +66,13 @@ class DiffusionMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the sums where the model is."""
-        if pl_module.device.type == "mps":  # has no float64
+        if pl_module.device.type in ("mps", "xla"):  # has no float64, or only a slow one
             self.statistics.set_dtype(torch.float32)
         self.statistics.to(pl_module.device)
+        shared = replicas(trainer) > 1
+        self.statistics.sync_on_compute = self.statistics._to_sync = (
+            shared  # else the sums are those of all ranks already
+        )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the progress that the step is masked with: once it is done, the module's is the next step's."""
@@ -104,4 +111,5 @@ def summarise(sums: Tensor) -> dict[str, float]:
     add("train/accuracy", total[ALL, CORRECT], total[ALL, MASKED])
     add("mask_rate/realised", total[ALL, MASKED], total[ALL, MASKABLE])
     add("mask_rate/requested", total[ALL, REQUESTED], total[ALL, MASKABLE])
+    add("mask_rate/overflow", total[ALL, OVERFLOW], total[ALL, MASKED])
     return values

@@ -1,5 +1,6 @@
 """Preemption: save and leave when the machine is taken away, so that the same command goes on where it stopped."""
 
+import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class Preemption(Callback):
         self.received, self.saved, self.asked = False, False, None
         if trainer.is_global_zero:
             for unfinished in _folder(trainer).glob(".*.ckpt.*"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+                _clean(unfinished)
         signal.signal(signal.SIGTERM, self._receive)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and trainer.world_size > 1:
             self.group = torch.distributed.new_group(backend="gloo")
@@ -81,6 +82,17 @@ class Preemption(Callback):
         work = torch.distributed.all_reduce(question, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True)
         self.asked = question, work
         return agreed
+
+
+def _clean(unfinished: Path) -> None:
+    """Remove what a killed process left, but keep a checkpoint that it had not replaced yet."""
+    kept = unfinished.with_name(unfinished.stem[1:])
+    if unfinished.suffix == ".old" and not kept.exists():
+        unfinished.rename(kept)
+    elif unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink()
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.throughput import Throughput as Window
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from callbacks.steps import is_logging_step
+from coda.module import replicas
 
 
 class Throughput(Callback):
@@ -25,12 +26,16 @@ class Throughput(Callback):
         self.paused_at = 0.0
         self.batches = self.samples = self.tokens = 0
         self.flops = 0.0
+        self.replicas = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         device = trainer.strategy.root_device
         peak = get_available_flops(device, _compute_dtype(trainer)) if device.type == "cuda" else None
-        self.window = Window(available_flops=peak, world_size=trainer.world_size, window_size=2)
+        if device.type == "xla":
+            peak = trainer.strategy.available_flops()  # type: ignore[attr-defined]
+        self.replicas = replicas(trainer)
+        self.window = Window(available_flops=peak, world_size=self.replicas, window_size=2)
         self.clock = time.perf_counter()
 
     def on_train_batch_end(
@@ -55,7 +60,7 @@ class Throughput(Callback):
         self.flops = 0.0
         rates = self.window.compute()
         if "device/items_per_sec" in rates:
-            pl_module.log("throughput/tokens_per_sec", rates["device/items_per_sec"] * trainer.world_size)
+            pl_module.log("throughput/tokens_per_sec", rates["device/items_per_sec"] * self.replicas)
         if "device/mfu" in rates:
             pl_module.log("throughput/mfu", rates["device/mfu"])
 
@@ -86,6 +91,10 @@ def paused(trainer: Trainer) -> Iterator[None]:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if device.type == "xla":
+        from coda.xla.hardware import wait_for_devices
+
+        wait_for_devices()
 
 
 def _compute_dtype(trainer: Trainer) -> torch.dtype:

@@ -172,7 +172,7 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the sum of weighted losses; :meth:`on_after_backward` divides once the whole global batch is summed."""
-        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        micro_batches = self.trainer.accumulate_grad_batches * replicas(self.trainer)
         output, masked, t = self.diffuse(batch, self.masking, self.objective, len(batch["sample"]) * micro_batches)
         self._batch_idx = batch_idx
         report = replace(output, loss_sum=output.loss_sum.detach())
@@ -196,12 +196,12 @@ class DiffusionModule(L.LightningModule):
         # Far apart for other seeds, and for validation, so that no two rows share their noise.
         seeds = batch["sample"] + (mix(self.seed, int(training)) >> 2)
         rotation = mix(self.seed, self.trainer.global_step) >> 33 if training else 0
-        t = objective.time.sample(batch["sample"], batch_size, row_noise(seeds, 0, 1)[:, 0], rotation)
+        t = objective.time.sample(batch["sample"], batch_size, row_noise(seeds, 0, 1)[:, 0], self._moving(rotation))
         masked = masking(
             ids,
             objective.predictable(batch["maskable"], segments),
             t,
-            self.progress if training else 1.0,
+            self._moving(self.progress if training else 1.0),
             mask_token_id=self.backbone.config.mask_token_id,
             pad_token_id=self.backbone.config.pad_token_id,
             seeds=seeds,
@@ -221,6 +221,10 @@ class DiffusionModule(L.LightningModule):
         output = objective(hidden, head, masked.target_ids, masked.masked, masked.maskable, t)
         return output, masked, t
 
+    def _moving(self, value: float) -> Any:
+        """A number that changes from step to step: XLA would compile a plain one, or one of no dimension, into the step."""
+        return torch.tensor([value], device=self.device) if self.device.type == "xla" else value
+
     def on_after_backward(self) -> None:
         """Before the optimizer steps, turn the summed gradient into that of the loss of the whole global batch; log it.
 
@@ -230,11 +234,11 @@ class DiffusionModule(L.LightningModule):
         if not ends_step(self.trainer, self._batch_idx):
             return
         sums = torch.stack([self._denominator, self._loss_sum])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if replicas(self.trainer) > 1:
             torch.distributed.all_reduce(sums)  # Lightning's reduce would put a barrier before it
         total, loss_sum = sums
         self.log("train/loss", loss_sum / total.clamp(min=1))
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1)
+        scale = self.trainer.accumulate_grad_batches * replicas(self.trainer) / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
@@ -258,7 +262,7 @@ class DiffusionModule(L.LightningModule):
         self._evaluate("test", batch, batch_idx, sum(self.trainer.num_test_batches))
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor], batch_idx: int, batches: float) -> None:
-        rows = max(int(batches), batch_idx + 1) * len(batch["sample"]) * self.trainer.world_size
+        rows = max(int(batches), batch_idx + 1) * len(batch["sample"]) * replicas(self.trainer)
         output, _, _ = self.diffuse(batch, self.bound_masking, self.bound_objective, rows)
         self.bound.update(output.loss_sum / output.denominator.clamp(min=1), output.denominator)
         masked = output.masked.sum()
@@ -318,3 +322,8 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether an optimizer step ends with this micro-batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def replicas(trainer: L.Trainer) -> int:
+    """How many tensors a micro-batch is divided into: one per rank, but one in all where the compiler divides it."""
+    return int(getattr(trainer.strategy, "replicas", trainer.world_size))

@@ -1,18 +1,22 @@
 """Sharded checkpoints: a folder to which every process of a run wrote its own part of the weights.
 
 The layout is that of Lightning's strategies: files of torch.distributed.checkpoint for weights and optimizer states, and
-``meta.pt`` for everything else. Read here on one process, weights alone.
+``meta.pt`` for everything else. Read here on one process, into main memory.
 """
 
+import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
 REST = "meta.pt"
@@ -78,11 +82,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
     index = _read_index(path)
     _check_shards(path, index)
     entry, weights = _empty_weights(index)
+    _fill({entry: weights}, path)
+    return weights
+
+
+def _fill(state: dict[str, Any], path: str, planner: DefaultLoadPlanner | None = None) -> None:
+    """Read what ``state`` names. Raises ValueError if it is damaged."""
     try:
-        load({entry: weights}, storage_reader=_Reader(path), no_dist=True)
+        with warnings.catch_warnings(action="ignore"):  # that this is one process is meant
+            load(state, storage_reader=_Reader(path), planner=planner, no_dist=True)
     except (Exception, CheckpointException) as error:  # a BaseException, of many lines
         raise ValueError(f"{path!r} is no readable checkpoint: one of its shards is damaged") from error
-    return weights
 
 
 def _read_index(path: str) -> Metadata:
@@ -118,3 +128,44 @@ def _check_shards(path: str, index: Metadata) -> None:
                 f"the sharded checkpoint {path!r} {what} {', '.join(names)}; copy the files that all processes wrote into "
                 "one folder, or take another checkpoint"
             )
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Keep what is no tensor, without running what it may hold."""
+        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
+
+
+def read_optimizers(path: str) -> list[dict[str, Any]]:
+    """Put the optimizer states of the checkpoint ``path`` together, as a plain one has them: parameters by number.
+
+    Raises:
+        ValueError: If shards are missing or damaged.
+    """
+    index = _read_index(path)
+    _check_shards(path, index)
+    state = {
+        key: torch.empty(value.size, dtype=value.properties.dtype) if isinstance(value, TensorStorageMetadata) else None
+        for key, value in index.state_dict_metadata.items()
+        if key.startswith("optimizer_")
+    }
+    _fill(state, path, _Planner(flatten_state_dict=False))
+    return [_numbered(name, state) for name in sorted({key.split(".")[0] for key in state})]
+
+
+def _numbered(optimizer: str, flat: dict[str, Any]) -> dict[str, Any]:
+    """Turn the entries ``OPTIMIZER.state.PARAMETER.NAME`` and ``OPTIMIZER.param_groups.NUMBER.NAME`` into a state."""
+    groups: dict[int, dict[str, Any]] = {}
+    states: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        if key.startswith(f"{optimizer}.param_groups."):
+            _, _, number, name = key.split(".")
+            groups.setdefault(int(number), {})[name] = value
+        elif key.startswith(f"{optimizer}.state."):
+            parameter, _, name = key.removeprefix(f"{optimizer}.state.").rpartition(".")
+            states.setdefault(parameter, {})[name] = value
+    ordered = [groups[number] for number in sorted(groups)]
+    numbers = {name: i for i, name in enumerate(name for group in ordered for name in group["params"])}
+    for group in ordered:
+        group["params"] = [numbers[name] for name in group["params"]]
+    return {"state": {numbers[name]: state for name, state in states.items()}, "param_groups": ordered}

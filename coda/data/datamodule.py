@@ -179,7 +179,7 @@ class PreparedDataModule(L.LightningDataModule):
                 "trainer.use_distributed_sampler is true, but the rows are dealt out already; set it to false"
             )
         train = self.global_batch_size if stage == "fit" else 0
-        val = self.micro_batch * self.trainer.world_size if self.val_fraction > 0 else 0
+        val = self.micro_batch * self._part[1] if self.val_fraction > 0 else 0
         for split, needed in (("train", train), ("val", val)):
             rows = len(self.rows(split)) if needed else 0
             if rows < needed:
@@ -233,13 +233,20 @@ class PreparedDataModule(L.LightningDataModule):
         return [Portion(source.corpus, source.weight, source.epochs) for source in self._sources]
 
     @property
+    def _part(self) -> tuple[int, int]:
+        """Which part of the rows this process reads, and how many there are: its rank, unless ranks share rows."""
+        assert self.trainer is not None
+        part = self.trainer.distributed_sampler_kwargs or {}
+        return part.get("rank", self.trainer.global_rank), part.get("num_replicas", self.trainer.world_size)
+
+    @property
     def micro_batch(self) -> int:
         """Rows per rank and forward pass."""
         assert self.trainer is not None
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        parts = self._part[1] * self.trainer.accumulate_grad_batches
         if self.global_batch_size % parts:
             raise ValueError(
-                f"data.global_batch_size is {self.global_batch_size}, which {self.trainer.world_size} ranks times "
+                f"data.global_batch_size is {self.global_batch_size}, which {self._part[1]} ranks times "
                 f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} do not divide; change either"
             )
         return self.global_batch_size // parts
@@ -271,7 +278,7 @@ class PreparedDataModule(L.LightningDataModule):
 
     def _loader(self, rows: Rows, samples: int, **order: Any) -> DataLoader[Any]:
         assert self.trainer is not None
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rank, world_size = self._part
         return DataLoader(
             rows,
             batch_size=self.micro_batch,

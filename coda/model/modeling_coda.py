@@ -16,6 +16,9 @@ from .generation_coda import CoDAGenerationConfig, CoDAGenerationMixin
 
 logger = logging.get_logger(__name__)
 
+# Attention functions that take numbers, int [B, L], in place of a mask: a token looks at those that have its own.
+BY_SEGMENT = {"xla_pallas"}
+
 # (batch index, head index, query index, key index) -> may the query look at the key
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -78,13 +81,7 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
         embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if segment_ids is not None and position_ids is None:
             position_ids = restarted_positions(segment_ids)
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=self._restriction(segment_ids, visible),
-        )
+        mask = self._mask(embeds, attention_mask, past_key_values, segment_ids, visible)
         outputs = self.model(
             inputs_embeds=embeds,
             attention_mask=dict.fromkeys(self.config.layer_types, mask),
@@ -96,6 +93,25 @@ class CoDALanguageModel(CoDAGenerationMixin, Qwen3ForCausalLM):
         hidden = outputs.last_hidden_state
         logits = self.lm_head(hidden) if output_logits else None
         return CoDAOutput(logits=logits, last_hidden_state=hidden, past_key_values=outputs.past_key_values)
+
+    def _mask(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        segment_ids: Tensor | None,
+        visible: MaskFunction | None,
+    ) -> Any:
+        """What the attention function takes as its mask."""
+        if self.config._attn_implementation in BY_SEGMENT and past_key_values is None and visible is None:
+            return segment_numbers(segment_ids, attention_mask)
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=self._restriction(segment_ids, visible),
+        )
 
     def _restriction(self, segment_ids: Tensor | None, visible: MaskFunction | None) -> MaskFunction | None:
         if segment_ids is None and visible is None:
@@ -154,12 +170,27 @@ def untie(model: CoDALanguageModel) -> None:
     model.all_tied_weights_keys.pop("lm_head.weight", None)
 
 
+def segment_numbers(segment_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """One number per token, [B, L], for those that look at each other; tokens nobody may look at are a segment of theirs."""
+    if attention_mask is None:
+        return segment_ids
+    numbers = torch.zeros_like(attention_mask, dtype=torch.long) if segment_ids is None else segment_ids
+    # 0 is taken by the hidden ones, whatever number a document has.
+    return torch.where(attention_mask.bool(), numbers - numbers.amin(dim=1, keepdim=True) + 1, 0)
+
+
 def restarted_positions(segment_ids: Tensor) -> Tensor:
     """Positions that count from 0 in every segment; int64 [B, L] for ``segment_ids`` [B, L]."""
     positions = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     first = torch.ones_like(segment_ids, dtype=torch.bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return positions - torch.where(first, positions, 0).cummax(dim=1).values
+    start = torch.where(first, positions, 0)
+    # The largest so far, by doubling steps: `cummax` crashes XLA (torch_xla 2.9) on rows of more than 128 tokens.
+    step = 1
+    while step < start.shape[1]:
+        start = torch.maximum(start, nn.functional.pad(start[:, :-step], (step, 0)))
+        step *= 2
+    return positions - start
 
 
 # The class name that an exported checkpoint's config points to as its remote code.

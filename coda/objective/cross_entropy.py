@@ -6,6 +6,8 @@ chunk of rows is turned into its share of the gradients during the forward pass 
 torch 2.9 as well, and needs a fifth less memory at the same speed (``benchmarks/RESULTS.md``).
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ def masked_linear_cross_entropy(
     target: Tensor,
     token_weight: Tensor,
     chunk_size: int | None = None,
+    capacity: int | None = None,
+    needed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the cross-entropies of N targets under the logits ``hidden @ weight.T``.
 
@@ -30,33 +34,47 @@ def masked_linear_cross_entropy(
     the softmax and the accumulated gradient of ``weight`` are float32 at least.
 
     Args:
-        hidden: [N, H], final hidden states at the positions that predict the targets, and no others.
+        hidden: [N, H], final hidden states at the positions that predict the targets, or [G, N, H]: N for each of G
+            groups, whose chunks are computed side by side.
         weight: [V, H], the output embedding.
-        target: int64 [N].
-        token_weight: [N], no gradient flows to it.
-        chunk_size: Rows of logits held at once; None chooses by device.
+        target: int64 [N] or [G, N].
+        token_weight: As ``target``; no gradient flows to it.
+        chunk_size: Rows of logits held at once, of each group; None chooses by device.
+        capacity: The targets behind this many are computed in further windows of as many, and only if ``needed``.
+        needed: Integer scalar: how many targets, of the N, count. Those of a window that begins behind them have loss 0.
 
     Returns:
-        The weighted sum (a differentiable scalar), and for monitoring each token's loss in nats [N] and a bool [N],
-        whether no other token was more probable than the target.
+        The weighted sum (a differentiable scalar), and for monitoring each token's loss in nats and a bool, whether no
+        other token was more probable than the target; both shaped like ``target``.
 
     Raises:
         ValueError: If ``chunk_size`` is below 1.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; hold at least 1 row of logits, or None to choose by device")
-    if chunk_size is None:
-        chunk_size = CPU_CHUNK_SIZE if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_SIZE
     device_type = hidden.device.type
+    if chunk_size is None:
+        chunk_size = CPU_CHUNK_SIZE if device_type == "cpu" else ACCELERATOR_CHUNK_SIZE
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
     if dtype == torch.float16:
         # The gradients are made before a loss scale reaches them, and float16 has not the range for them unscaled.
         dtype = torch.float32
+    windows = _windows(target.shape[-1], capacity, needed)
     with torch.autocast(device_type, enabled=False):
         # `grad_enabled` must be read here: inside an autograd function it is always off.
-        args = (hidden, weight, target, token_weight, chunk_size, dtype, torch.is_grad_enabled())
+        args = (hidden, weight, target, token_weight, chunk_size, windows, dtype, torch.is_grad_enabled())
         return _ChunkedLinearCrossEntropy.apply(*args)
+
+
+Window = tuple[slice, Tensor | None]  # and the condition under which it is computed
+
+
+def _windows(length: int, capacity: int | None, needed: Tensor | None) -> list[Window]:
+    if capacity is None or needed is None:
+        return [(slice(0, length), None)]
+    starts = range(0, length, capacity)
+    return [(slice(start, start + capacity), None if start == 0 else needed > start) for start in starts]
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -68,36 +86,24 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         token_weight: Tensor,
         chunk_size: int,
+        windows: list[Window],
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(torch.float32, dtype)
         rows, head = hidden.to(dtype), weight.to(dtype)
         token_weight = token_weight.to(precise)
-        nll = torch.empty(len(rows), dtype=precise, device=hidden.device)
-        correct = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if grad_enabled and ctx.needs_input_grad[0] else None
+        nll = torch.zeros_like(token_weight)
+        correct = torch.zeros_like(target, dtype=torch.bool)
+        grad_hidden = torch.zeros_like(hidden) if grad_enabled and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if grad_enabled and ctx.needs_input_grad[1] else None
 
-        for start in range(0, len(rows), chunk_size):
-            chunk = slice(start, start + chunk_size)
-            logits = (rows[chunk] @ head.T).to(precise)
-            # From here the one buffer turns from logits into probabilities into their gradient, in place.
-            logits -= logits.amax(dim=-1, keepdim=True)
-            score = logits.gather(1, target[chunk, None])
-            correct[chunk] = (score == 0).squeeze(1)
-            total = logits.exp_().sum(dim=-1, keepdim=True)
-            nll[chunk] = (total.log() - score).squeeze(1)
-            if grad_hidden is None and grad_weight is None:
-                continue
-            scale = token_weight[chunk, None]
-            logits *= scale / total
-            logits.scatter_add_(1, target[chunk, None], -scale)
-            grad_logits = logits.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad_logits @ head
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, rows[chunk])
+        for window, condition in windows:
+            gradients = [None if grad_hidden is None else grad_hidden[..., window, :], grad_weight]
+            outputs = [nll[..., window], correct[..., window], *(x for x in gradients if x is not None)]
+            inputs = [rows[..., window, :], head, target[..., window], token_weight[..., window]]
+            wanted = [x is not None for x in gradients]
+            _run_if(condition, partial(_score, chunk_size=chunk_size, wanted=wanted), outputs, inputs)
 
         ctx.gradients = (grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -118,7 +124,69 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight *= scale
             grad_weight = grad_weight.to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
+
+
+def _run_if(
+    condition: Tensor | None, function: Callable[..., None], outputs: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
+    """``function(*outputs, *inputs)``, which writes into ``outputs``, if the condition holds; None always does."""
+    if condition is not None and condition.device.type == "xla":
+        from coda.xla.control import when  # torch_xla is there only on machines with such devices
+
+        when(condition, function, outputs, inputs)
+    elif condition is None or bool(condition):
+        function(*outputs, *inputs)
+
+
+def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool]) -> None:
+    """Fill in ``nll`` and ``correct``, and of the gradients of ``hidden`` and of ``head`` (added to) those ``wanted``."""
+    nll, correct, *gradients, rows, head, target, token_weight = tensors
+    grad_hidden = gradients[0] if wanted[0] else None
+    grad_weight = gradients[-1] if wanted[1] else None
+    for start in range(0, target.shape[-1], chunk_size):
+        chunk = slice(start, start + chunk_size)
+        at = _OneHot(target[..., chunk, None], len(head))
+        logits = (rows[..., chunk, :] @ head.T).to(nll.dtype)
+        # From here the one buffer turns from logits into probabilities into their gradient, in place.
+        logits -= logits.amax(dim=-1, keepdim=True)
+        score = at.pick(logits)
+        correct[..., chunk] = (score == 0).squeeze(-1)
+        total = logits.exp_().sum(dim=-1, keepdim=True)
+        nll[..., chunk] = (total.log() - score).squeeze(-1)
+        if not gradients:
+            continue
+        scale = token_weight[..., chunk, None]
+        logits *= scale / total
+        grad_logits = at.subtract(logits, scale).to(rows.dtype)
+        if grad_hidden is not None:
+            grad_hidden[..., chunk, :] = grad_logits @ head
+        if grad_weight is not None:
+            _add_product(grad_weight, grad_logits.flatten(0, -2).T, rows[..., chunk, :].flatten(0, -2))
+
+
+class _OneHot:
+    """One column per row of logits [..., V]: ``index`` int64 [..., 1].
+
+    On XLA comparisons, which are fused into their neighbours and work on a vocabulary that is sharded; elsewhere indexing.
+    """
+
+    def __init__(self, index: Tensor, columns: int) -> None:
+        self.index = index
+        on_xla = index.device.type == "xla"
+        self.hot = torch.arange(columns, device=index.device) == index if on_xla else None
+
+    def pick(self, logits: Tensor) -> Tensor:
+        """The values there, [..., 1]."""
+        if self.hot is None:
+            return logits.gather(-1, self.index)
+        return torch.where(self.hot, logits, 0).sum(dim=-1, keepdim=True)
+
+    def subtract(self, logits: Tensor, value: Tensor) -> Tensor:
+        """Take ``value`` [..., 1] from the values there, perhaps in place."""
+        if self.hot is None:
+            return logits.scatter_add_(-1, self.index, -value)
+        return logits - torch.where(self.hot, value, 0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

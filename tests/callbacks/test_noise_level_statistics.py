@@ -24,7 +24,8 @@ def random_update(seed: int, rows: int = 64, names: tuple[str, ...] = STRATEGIES
     maskable = (draw() * 100).long() + 1
     masked = (draw() * maskable).long()
     correct = (draw() * masked).long().float()
-    output = ObjectiveOutput(draw().sum(), maskable.sum(), draw() * masked, correct, masked, maskable)
+    overflow = (draw() * masked / 2).long()
+    output = ObjectiveOutput(draw().sum(), maskable.sum(), draw() * masked, correct, masked, maskable, overflow)
     return output, draw().clamp(min=1e-3), {name: draw() < 0.4 for name in names}
 
 
@@ -43,6 +44,7 @@ def plain_loop(updates: list[Update]) -> dict[str, float]:
             for group in (f"t{level:.1f}-{level + 0.2:.1f}", "all", *(named or ["plain"])):
                 add(group, nll=output.nll[i].item(), correct=output.correct[i].item(), masked=output.masked[i].item())
                 add(group, maskable=output.maskable[i].item(), rows=1, requested=time * output.maskable[i].item())
+                add(group, overflow=output.overflow[i].item())
 
     means = {}
     for group in {group for group, _ in sums}:
@@ -54,6 +56,7 @@ def plain_loop(updates: list[Update]) -> dict[str, float]:
         means[f"strategy/share_{group}"] = sums.get((group, "rows"), 0.0) / sums["all", "rows"]
     means["train/accuracy"] = sums["all", "correct"] / sums["all", "masked"]
     means["mask_rate/realised"] = sums["all", "masked"] / sums["all", "maskable"]
+    means["mask_rate/overflow"] = sums["all", "overflow"] / sums["all", "masked"]
     means["mask_rate/requested"] = sums["all", "requested"] / sums["all", "maskable"]
     return means
 
@@ -78,7 +81,8 @@ def test_micro_batches_of_different_sizes_add_up() -> None:
 
 def one_row(t: float, masked: int = 10, maskable: int = 20, **applied: bool) -> Update:
     count = torch.tensor([masked])
-    output = ObjectiveOutput(count.sum(), count.sum(), count * 2.0, count / 2, count, torch.tensor([maskable]))
+    others = (count, torch.tensor([maskable]), count // 10)
+    output = ObjectiveOutput(count.sum(), count.sum(), count * 2.0, count / 2, *others)
     return output, torch.tensor([t]), {name: torch.tensor([flag]) for name, flag in applied.items()}
 
 

@@ -1,0 +1,321 @@
+"""The strategy: Lightning's Trainer over all chips of a TPU pod, weights and batches divided by the compiler (SPMD)."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric
+
+from coda.xla import consensus
+from coda.xla.checkpointing import SPMDCheckpointIO, read_checkpoint, whole, write_sharded
+from coda.xla.facts import facts_of
+from coda.xla.flags import Flags, set_libtpu_flags
+from coda.xla.hardware import SPMDAccelerator, check_runtime
+from coda.xla.hosts import HostsStrategy
+from coda.xla.mesh import AXES, BATCH, build_mesh, size
+from coda.xla.precision import Format, SPMDPrecision
+from coda.xla.scan import scan_layers
+from coda.xla.sharding import ShardingMap, Spec, send_rows, shard, shard_optimizer
+
+RANDOM = "xla_rng_state"  # the checkpoint's entry for the device's random state
+
+
+class XLASPMDStrategy(HostsStrategy):
+    """Trains one model on all XLA devices of all hosts: TPU slices, or the devices of a CPU.
+
+    A process per host traces the program for all devices at once. ``PJRT_DEVICE`` picks the hardware, and
+    ``trainer.accelerator`` and ``trainer.devices`` stay ``auto``.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              precision: null # it is the strategy's
+              strategy:
+                class_path: coda.xla.XLASPMDStrategy
+                init_args: {mesh: {data: 1, fsdp: -1, tensor: 1}, precision: bf16-mixed, gradient_checkpointing: true}
+
+    Args:
+        mesh: Devices along the axes ``data`` (each has whole weights), ``fsdp`` (weights and rows are divided) and
+            ``tensor`` (weights and heads are divided, rows are not), over all slices; -1 is all that remain.
+        slices: TPU slices along the same axes; None is a single slice.
+        sharding: Which weight is divided how; None divides each over ``fsdp``.
+        precision: See :class:`coda.xla.precision.SPMDPrecision`.
+        gradient_checkpointing: Recompute each layer in the backward pass.
+        scan_layers: Compile one layer for all of them. See :func:`coda.xla.scan.scan_layers`.
+        libtpu_flags: Of the TPU's compiler and runtime, by name. See :func:`coda.xla.flags.set_libtpu_flags`.
+        checkpoint: ``sharded``, a folder to which every host writes its part (all hosts must see the same folder), or
+            ``full``, one file like that of any other strategy.
+
+    Raises:
+        ValueError: If torch_xla is missing, the hardware is not chosen, or the mesh does not match it.
+    """
+
+    strategy_name = "xla_spmd"
+
+    def __init__(
+        self,
+        mesh: dict[str, int] | None = None,
+        slices: dict[str, int] | None = None,
+        sharding: ShardingMap | None = None,
+        precision: Format = "bf16-mixed",
+        gradient_checkpointing: bool = False,
+        scan_layers: bool = False,
+        libtpu_flags: Flags | None = None,
+        checkpoint: Literal["sharded", "full"] = "sharded",
+    ) -> None:
+        check_runtime()
+        import torch_xla.runtime as xr
+        from torch_xla.distributed.spmd import set_global_mesh
+
+        if checkpoint not in ("sharded", "full"):
+            raise ValueError(f"trainer.strategy.init_args.checkpoint is {checkpoint!r}; choose sharded or full")
+        set_libtpu_flags(libtpu_flags or {})
+        xr.use_spmd()  # before any tensor is on a device
+        super().__init__(
+            accelerator=SPMDAccelerator(),
+            checkpoint_io=SPMDCheckpointIO(),
+            precision_plugin=SPMDPrecision(precision),
+        )
+        self.mesh = build_mesh(mesh or {"fsdp": -1}, slices or {})
+        set_global_mesh(self.mesh)  # for the attention kernel
+        self.split_rows = size(self.mesh, "tensor") == 1
+        self.sharding = sharding if sharding is not None else ShardingMap()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.scan_layers = scan_layers
+        self.checkpoint = checkpoint
+        self._specs: dict[Tensor, Spec] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._marked = self._compared = False
+        self._random: int | None = None  # to go on from
+
+    # Building
+
+    def setup_environment(self) -> None:
+        """Join the hosts and seed the device alike on all of them.
+
+        Raises:
+            ValueError: If ``trainer.precision`` is set as well.
+        """
+        import torch_xla
+
+        assert self.accelerator is not None
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        flag = trainer._accelerator_connector._precision_flag  # 32-true also where nothing is set
+        if flag not in ("32-true", self.precision_plugin.precision):
+            raise ValueError(
+                f"trainer.precision is {flag}, but trainer.strategy.init_args.precision is "
+                f"{self.precision_plugin.precision}; set trainer.precision to null"
+            )
+        self.set_world_ranks()
+        consensus.join_hosts(self.world_size)
+        torch_xla.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        self.accelerator.setup_device(self.root_device)
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
+        """Build on the CPU: weights get the same random numbers as anywhere, and go to the devices in parts."""
+        with self.precision_plugin.tensor_init_context():
+            yield
+
+    def setup(self, trainer: Trainer) -> None:
+        """Divide the model over the devices, once all hosts agree.
+
+        Raises:
+            ValueError: If sharding, model and mesh do not fit, or hosts differ.
+        """
+        assert self.accelerator is not None
+        assert isinstance(self.model, LightningModule)
+        self.accelerator.setup(trainer)
+        consensus.agree(facts_of(trainer, self.mesh))
+        backbone: Any = self.model.backbone
+        specs = self.sharding.specs(backbone, self.mesh)
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        parameters = dict(backbone.named_parameters(remove_duplicate=False))
+        self._specs = {}
+        for name, spec in specs.items():
+            self._specs.setdefault(parameters[name], spec)
+        for parameter, spec in self._specs.items():
+            shard(parameter, self.mesh, spec)
+        self._hooks = self.sharding.constrain(backbone, self.mesh)
+        if self.scan_layers:
+            scan_layers(backbone, self.gradient_checkpointing)
+        elif self.gradient_checkpointing or backbone.is_gradient_checkpointing:
+            from torch_xla.utils.checkpoint import checkpoint
+
+            backbone._set_gradient_checkpointing(True, checkpoint)  # that of torch is optimised away
+        for metric in self.model.modules():
+            if isinstance(metric, Metric):
+                metric.sync_on_compute = metric._to_sync = False
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        _optimizers_to_device(self.optimizers, self.root_device)
+        self._marked = self._compared = False
+
+    def model_to_device(self) -> None:
+        """Move the model, its tied weights still tied."""
+        assert self.model is not None
+        shared = find_shared_parameters(self.model)
+        self.model.to(self.root_device)
+        set_shared_parameters(self.model, shared)
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Leave the loader as it is: Lightning's wrapper reads ahead, past where a run resumes."""
+        return dataloader
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Divide the rows of ``batch`` over the devices.
+
+        Raises:
+            ValueError: If they do not divide, or if hosts that must read the same rows do not.
+        """
+        if not self.split_rows and not self._compared:
+            self._compared = True
+            rows = move_data_to_device(batch, torch.device("cpu"))
+            consensus.agree({"the rows of a batch": consensus.digest(apply_to_collection(rows, Tensor, Tensor.tolist))})
+        batch = apply_to_collection(batch, Tensor, self._send)
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        devices = size(self.mesh, *BATCH)
+        rows = len(tensor) * self.distributed_sampler_kwargs["num_replicas"]
+        if rows % devices:
+            raise ValueError(
+                f"a batch has {rows} rows, which the mesh's {devices} devices along {' x '.join(BATCH)} do not divide; "
+                "change data.global_batch_size, trainer.accumulate_grad_batches or trainer.strategy.init_args.mesh"
+            )
+        return send_rows(tensor, self.mesh, self.root_device)
+
+    def available_flops(self) -> int | None:
+        """Peak FLOPs per second of all devices together; None where they are no TPUs."""
+        import torch_xla.runtime as xr
+
+        if xr.device_type() != "TPU":
+            return None
+        return (get_available_flops(self.root_device, torch.bfloat16) or 0) * size(self.mesh, *AXES) or None
+
+    # Steps
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of a checkpoint: every program that ran since drew some."""
+        import torch_xla.core.xla_model as xm
+
+        if self._random is not None:
+            xm.set_rng_state(self._random)
+            self._random = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Run what callbacks left behind, so that every step is the same program."""
+        self._run()
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Run a micro-batch that does not end a step: traced together, they would become one long program."""
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        if trainer.fit_loop._should_accumulate():
+            self._run()
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Forward, backward and update as one program."""
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True  # AdamW counts on the device: its corrections turn into the constant 1
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        if not self._marked:
+            shard_optimizer(optimizer, self._specs, self.mesh)
+            self._marked = True
+        self._run()
+        return result
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run each batch at once."""
+        return self._ran(super().validation_step(*args, **kwargs))
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run each batch at once."""
+        return self._ran(super().test_step(*args, **kwargs))
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run each batch at once; predictions are read on the host."""
+        return move_data_to_device(super().predict_step(*args, **kwargs), torch.device("cpu"))
+
+    def _ran(self, output: Any) -> Any:
+        self._run()
+        return output
+
+    def _run(self) -> None:
+        import torch_xla
+
+        torch_xla.sync()
+
+    # Checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Weights: on the devices for a sharded checkpoint, else gathered in main memory."""
+        assert self.lightning_module is not None
+        if self.checkpoint == "sharded":
+            return self.lightning_module.state_dict()
+        return whole(self.lightning_module.state_dict(keep_vars=True))  # parameters themselves: tied ones are one
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """State of ``optimizer``, as any other strategy would have it; where it is, see above."""
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        groups = [
+            {**group, **({"capturable": False} if "capturable" in group else {})} for group in state["param_groups"]
+        ]
+        state = {**state, "param_groups": groups}
+        return state if self.checkpoint == "sharded" else whole(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all. Every host must call it."""
+        import torch_xla.core.xla_model as xm
+
+        self._run()
+        checkpoint[RANDOM] = xm.get_rng_state()
+        if self.checkpoint == "full":
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+            return
+        names = {parameter: name for name, parameter in self.lightning_module.named_parameters()}  # type: ignore[union-attr]
+        order = [[names[p] for group in o.param_groups for p in group["params"]] for o in self.optimizers]
+        write_sharded(checkpoint, Path(self.broadcast(str(filepath))), order)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of either kind, written under any strategy or mesh, into main memory."""
+        checkpoint = read_checkpoint(str(checkpoint_path))
+        self._random = checkpoint.get(RANDOM)
+        return checkpoint
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """Load optimizer states, in the formats they were saved in: PyTorch casts them to those of the weights."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(saved)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, state in saved["state"].items():
+                device_state = {key: move_data_to_device(value, self.root_device) for key, value in state.items()}
+                optimizer.state[parameters[number]] = device_state
+            shard_optimizer(optimizer, self._specs, self.mesh)
+            self._marked = True
+
+    def teardown(self) -> None:
+        """Leave the model in main memory, its tied weights tied."""
+        for hook in self._hooks:
+            hook.remove()
+        shared = find_shared_parameters(self.model) if self.model is not None else []
+        super().teardown()
+        if self.model is not None:
+            set_shared_parameters(self.model, shared)
