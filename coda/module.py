@@ -21,6 +21,7 @@ from coda.model.modeling_coda import untie
 from coda.model.sampling_coda import row_noise
 from coda.objective import DiffusionObjective, ObjectiveOutput
 from coda.optimization import ConstantRate, LearningRateSchedule
+from coda.parallel import shard
 
 
 class DiffusionModule(L.LightningModule):
@@ -88,6 +89,7 @@ class DiffusionModule(L.LightningModule):
         self.backbone.config.shift = self.objective.shift
         if self.init_from and not resuming:
             load_weights(self.backbone, self.init_from)
+        shard(self.backbone, self.trainer)
 
     def check(self, data: Any, resuming: bool) -> None:
         """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.
