@@ -89,7 +89,7 @@ class DiffusionModule(L.LightningModule):
         self.backbone.config.shift = self.objective.shift
         if self.init_from and not resuming:
             load_weights(self.backbone, self.init_from)
-        shard(self.backbone, self.trainer)
+        shard(self.backbone, self.trainer.strategy)
 
     def check(self, data: Any, resuming: bool) -> None:
         """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.

@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, zeros
 from transformers import Adafactor
 
-from coda.checkpoint import read_config
+from coda.checkpoint import RECORD
 from coda.model import CoDALanguageModel
-from coda.model.modeling_coda import untie
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -98,19 +97,31 @@ class FSDP2Strategy(ModelParallelStrategy):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         self.barrier()
 
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of any strategy and number of devices.
 
-def shard(model: CoDALanguageModel, trainer: Trainer) -> None:
-    """Shard ``model`` if the trainer's strategy does that; to be called once it is built.
+        Raises:
+            ValueError: If its output head is its own and the model's is not: shards cannot be separated any more.
+        """
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        assert self.lightning_module is not None
+        head = self.lightning_module.backbone.lm_head.weight  # type: ignore[union-attr]
+        tied = head is self.lightning_module.backbone.model.embed_tokens.weight  # type: ignore[union-attr]
+        if tied and not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
+            raise ValueError(
+                f"{checkpoint_path} has an output head of its own, but the model shares it with the embedding; resume with "
+                "the model.backbone and model.init_from that the run began with"
+            )
+        return checkpoint
 
-    A head of its own must be known before: afterwards embedding and head cannot be separated.
+
+def shard(model: CoDALanguageModel, strategy: Strategy) -> None:
+    """Shard ``model`` if ``strategy`` does that; to be called once the model is built.
 
     Raises:
         ValueError: For Lightning's own sharded strategies, which do not know how to shard this model.
     """
-    strategy, checkpoint = trainer.strategy, trainer.ckpt_path
     if isinstance(strategy, FSDP2Strategy):
-        if checkpoint is not None and not read_config(str(checkpoint)).tie_word_embeddings:
-            untie(model)
         strategy.shard(model)
     elif isinstance(strategy, (ModelParallelStrategy, FSDPStrategy)):
         raise ValueError(

@@ -39,13 +39,12 @@ class Notes(DummyLogger):
 
 
 class Untied(ScratchBackbone):
-    """Believes that it is tied until it has weights, as a released checkpoint's config has it."""
+    """As released weights are: with a head of their own, whatever the config says."""
 
     def build(self, tokenizer: Any, load_weights: bool = True) -> Any:
         model = super().build(tokenizer, load_weights)
-        if load_weights:
-            untie(model)
-            torch.nn.init.normal_(model.lm_head.weight, std=0.1)
+        untie(model)
+        torch.nn.init.normal_(model.lm_head.weight, std=0.1)
         return model
 
 

@@ -51,7 +51,7 @@ def run_fsdp2(corpus: Path, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("untied", [False, True])
 def test_a_sharded_checkpoint_goes_on_exactly(run_fsdp2: Any, tmp_path: Path, untied: bool) -> None:
-    """Bit for bit, also with a head of its own that the config does not know of."""
+    """Bit for bit, also with a head of its own; one that would be tied again is refused."""
     whole = run_fsdp2("whole", untied=untied)
     checkpoint = tmp_path / "whole" / "step=2.ckpt"
     assert {".metadata", "meta.pt"} <= {path.name for path in checkpoint.iterdir()}
@@ -62,6 +62,9 @@ def test_a_sharded_checkpoint_goes_on_exactly(run_fsdp2: Any, tmp_path: Path, un
         assert rest["logged"][name] == whole["logged"][name][2:]
     head, embedding = (rest["weights"][f"backbone.{name}.weight"] for name in ("lm_head", "model.embed_tokens"))
     assert torch.equal(head, embedding) is not untied
+    if untied:
+        with pytest.raises(AssertionError, match="has an output head of its own"):
+            run_fsdp2("tied", resume=checkpoint)
 
 
 def test_one_process_goes_on_with_a_checkpoint_in_one_file(run_fsdp2: Any, corpus: Path, tmp_path: Path) -> None:
@@ -90,5 +93,5 @@ def test_compiled_and_checkpointed_layers_are_sharded_too(run_fsdp2: Any) -> Non
 
 
 def test_strategies_that_would_not_shard_are_refused(tiny: Tiny) -> None:
-    with pytest.raises(ValueError, match="coda.parallel.FSDP2Strategy"):
+    with pytest.raises(ValueError, match=r"coda\.parallel\.FSDP2Strategy"):
         tiny.trainer(strategy=ModelParallelStrategy(1, 1), logger=False, max_steps=1).fit(tiny.module(), tiny.data())
