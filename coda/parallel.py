@@ -103,16 +103,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         Raises:
             ValueError: If its output head is its own and the model's is not: shards cannot be separated any more.
         """
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        path = Path(self.broadcast(checkpoint_path))
+        rest = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
         assert self.lightning_module is not None
-        head = self.lightning_module.backbone.lm_head.weight  # type: ignore[union-attr]
-        tied = head is self.lightning_module.backbone.model.embed_tokens.weight  # type: ignore[union-attr]
-        if tied and not checkpoint[RECORD]["config"]["tie_word_embeddings"]:
+        config = self.lightning_module.backbone.config  # type: ignore[union-attr]
+        if config.tie_word_embeddings and not rest[RECORD]["config"]["tie_word_embeddings"]:  # type: ignore[union-attr]
             raise ValueError(
-                f"{checkpoint_path} has an output head of its own, but the model shares it with the embedding; resume with "
-                "the model.backbone and model.init_from that the run began with"
+                f"{path} has an output head of its own, but the model shares it with the embedding; go on with the "
+                "model.backbone and model.init_from that the run began with"
             )
-        return checkpoint
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 def shard(model: CoDALanguageModel, strategy: Strategy) -> None:
