@@ -1,9 +1,11 @@
 """Ways to compute the training loss of a batch of token ids: the project's, plain ones, and those of peers at hand."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from benchmarks import peers
@@ -49,12 +51,16 @@ def torch_linear_cross_entropy(model: CoDALanguageModel, batch: MaskedBatch, t: 
     return total / batch.maskable.sum()
 
 
-def ours(chunk_size: int | None = None) -> Score:
-    """This project's objective."""
+def ours(chunk_size: int | None = None, document: int | None = None) -> Score:
+    """This project's objective; with ``document``, attention stays inside of documents of that many tokens."""
     objective = DiffusionObjective(chunk_size=chunk_size)
 
     def score(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-        hidden = model(batch.noisy_input_ids, output_logits=False).last_hidden_state
+        ids = batch.noisy_input_ids
+        segments = (
+            None if document is None else (torch.arange(ids.shape[1], device=ids.device) // document).expand_as(ids)
+        )
+        hidden = model(ids, segment_ids=segments, output_logits=False).last_hidden_state
         output = objective(hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t)
         return output.loss_sum / output.denominator
 
@@ -87,3 +93,12 @@ def variants() -> dict[str, Build]:
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         scores["torch_linear_cross_entropy"] = torch_linear_cross_entropy
     return {**{name: masked_by_us(score) for name, score in scores.items()}, **peers.available()}
+
+
+def read_model(path: Path, vocabulary: int | None = None) -> CoDAConfig:
+    """Read a section like those in ``configs/model``; ``vocabulary`` replaces its own."""
+    sizes = {key: value for key, value in yaml.safe_load(path.read_text())["init_args"].items() if value is not None}
+    if vocabulary is not None:
+        sizes |= {"vocab_size": vocabulary, "mask_token_id": vocabulary - 1}
+        sizes |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    return CoDAConfig(**sizes)

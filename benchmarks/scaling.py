@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import auto_cli
 
 from benchmarks.chips import MACHINES, Machine
+from benchmarks.losses import read_model
 from benchmarks.tables import table
 from coda.model import CoDAConfig
 from coda.model.flops import training_flops
@@ -80,11 +81,10 @@ def read_job(path: Path, model: Path) -> Job:
     """Read what matters of a stage's config; its sizes come from ``model``, because a hub name has none."""
     stage = yaml.safe_load(path.read_text())
     data = yaml.safe_load((path.parent / stage["data"]).read_text())["init_args"]
-    sizes = yaml.safe_load(model.read_text())["init_args"]
     factored = stage["model"]["optimizer"]["class_path"].endswith("Adafactor")
     state = 0.0 if factored else 8.0  # else two moments in float32
     steps = stage["trainer"]["max_steps"]
-    return Job(path.stem, CoDAConfig(**sizes), data["global_batch_size"], data["sequence_length"], steps, state)
+    return Job(path.stem, read_model(model), data["global_batch_size"], data["sequence_length"], steps, state)
 
 
 def activation_elements(model: CoDAConfig, recompute: str) -> float:

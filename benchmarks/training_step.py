@@ -29,7 +29,7 @@ def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VO
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = CoDAConfig(vocab_size=vocabulary, mask_token_id=vocabulary - 267, **sizes, **heads)
+    config = CoDAConfig(vocab_size=vocabulary, mask_token_id=vocabulary - 267, pad_token_id=0, **sizes, **heads)
     model, loss_of = variants()[variant](config, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # without state, so that memory is that of the loss
     ids = torch.randint(0, vocabulary - 300, (ROWS, length))
