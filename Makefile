@@ -68,12 +68,8 @@ format: $(VENV)/.ready ## let ruff format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.ready ## measure speed and memory; prints the tables of benchmarks/RESULTS.md
-	$(VENV)/bin/python -m benchmarks.training_step
-	$(VENV)/bin/python -m benchmarks.masking
-	$(VENV)/bin/python -m benchmarks.data_loading
-	$(VENV)/bin/python -m benchmarks.decoding
-	$(VENV)/bin/python -m benchmarks.judging
+bench: $(VENV)/.ready ## measure speed and memory, and rewrite the tables of benchmarks/RESULTS.md
+	$(VENV)/bin/python -m benchmarks
 
 tensorboard: $(VENV)/.ready ## watch the curves and samples of all runs
 	$(VENV)/bin/tensorboard --logdir runs

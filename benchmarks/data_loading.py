@@ -3,7 +3,6 @@
 ``python -m benchmarks.data_loading`` (part of ``make bench``)
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.tables import print_command, table
 from coda.data.mixture import Mixture, Portion, divide, permute
 from coda.data.packing import PackedRows, SampleOrder
 from coda.data.plan import FORMAT
@@ -67,21 +67,23 @@ def main() -> None:
         counts = [stream.tokens // LENGTH for stream in streams]
         portions = [Portion(corpus, weight) for corpus, weight in zip(store.corpora(), WEIGHTS, strict=True)]
         mixture = Mixture(counts, *divide(portions, counts), seed=0)
-        print(f"{os.cpu_count()} cores, torch {torch.__version__}, rows of {LENGTH}, batches of {BATCH}")
-        print("| reading | tokens per second |\n|---|---|")
+        about = f"rows of {LENGTH} in batches of {BATCH}, medians of {ROUNDS} passes of {SAMPLES} rows"
+        print_command("data_loading", about)
+        found: list[tuple[str, str]] = []
         for segments in (False, True):
             rows = PackedRows(streams, mixture, LENGTH, segments)
             for workers in (0, 2):
                 where = f"{workers} workers" if workers else "in-process"
-                print(f"| {where}{', with segments' * segments} | {tokens_per_second(rows, workers):.2e} |")
+                found.append((f"{where}{', with segments' * segments}", f"{tokens_per_second(rows, workers):.2e}"))
         start = time.perf_counter()
         for sample in range(20_000):
             mixture.locate(sample)
-        print(f"| where a sample is (samples per second) | {20_000 / (time.perf_counter() - start):.2e} |")
+        found.append(("where a sample is (samples per second)", f"{20_000 / (time.perf_counter() - start):.2e}"))
         start = time.perf_counter()
         for index in range(20_000):
             permute(index, 22_000_000, 1)
-        print(f"| one permutation (samples per second) | {20_000 / (time.perf_counter() - start):.2e} |")
+        found.append(("one permutation (samples per second)", f"{20_000 / (time.perf_counter() - start):.2e}"))
+        print(table(["reading", "tokens per second"], found))
 
 
 if __name__ == "__main__":

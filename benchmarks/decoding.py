@@ -15,6 +15,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
+from benchmarks.tables import print_command, table
 from coda.model import CoDAConfig, CoDAGenerationConfig, CoDALanguageModel, CoDAOutput
 from coda.model.generation_coda import CoDAGenerationMixin
 
@@ -146,21 +147,17 @@ def main(steps: int = 64, rounds: int = 3, scale: float = 10.0) -> None:
         rounds: Measurements of each.
         scale: Of the output head, see :func:`build`.
     """
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; vocabulary {VOCABULARY:,}, hidden 512, 8 layers,"
-    )
-    print(f"prompt {PROMPT}, {NEW} new tokens in {steps} steps, fp32, batch 1; medians of {rounds}")
+    sizes = f"hidden 512, 8 layers, vocabulary {VOCABULARY:,}, prompt {PROMPT}, {NEW} new tokens in {steps} steps"
+    print_command("decoding", f"{sizes}, fp32, batch 1; medians of {rounds}")
     model, ids = build(scale), torch.randint(0, 150_000, (1, PROMPT))
     seconds = {name: statistics.median(found) for name, found in measure(model, ids, variants(steps), rounds).items()}
-    print(f"{'variant':32} {'CPU ms per evaluation':>22} {'times faster':>13}")
     reference = ""
+    rows: list[tuple[str, float, float | None]] = []
     for name, value in seconds.items():
         reference = name if name.startswith("released") else reference
-        print(f"{name:32} {1e3 * value:22.1f} {seconds[reference] / value:13.1f}")
-    loop = host_loop(20)
-    print(f"the loop without a network: {loop:.2f} ms a step,", end=" ")
-    shares = {name: 100 * loop / (1e3 * seconds[name]) for name in ("exact", "dual cache")}
-    print(", ".join(f"{share:.1f}% of a step with {name}" for name, share in shares.items()))
+        rows.append((name, 1e3 * value, seconds[reference] / value))
+    rows.append(("the loop without a network", host_loop(20), None))
+    print(table(["variant", "CPU ms per evaluation", "times faster"], rows))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import UNAVAILABLE, print_command, table
 from coda.evaluation.judging import humaneval_judge, humaneval_plus_judge, judge_all, mbpp_judge, mbpp_plus_judge
 from coda.evaluation.problem import Judge
 from coda.evaluation.sandbox import Sandbox
@@ -56,14 +57,18 @@ def main() -> None:
     """Print a table of medians."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is not there: name the folder of the benchmarks' files")
+        print(f"{folder} is not there: name the folder of the benchmarks' files", file=sys.stderr)
+        raise SystemExit(UNAVAILABLE)
     sandbox = Sandbox()
-    print(f"sandbox level {sandbox.level}")
-    print(f"{'benchmark':18} {'passed':>10} {'wall s':>10} {'CPU s':>10} {'rounds':>7}  (medians)")
-    for name, (file, judge, rounds) in BENCHMARKS.items():
-        results = [judged(folder, file, judge, sandbox) for _ in range(rounds)]
+    rows = []
+    for name, (file, judge, repeats) in BENCHMARKS.items():
+        results = [judged(folder, file, judge, sandbox) for _ in range(repeats)]
         wall, cpu, passed, total = (statistics.median(column) for column in zip(*results, strict=True))
-        print(f"{name:18} {f'{passed:.0f}/{total:.0f}':>10} {wall:10.1f} {cpu:10.1f} {rounds:7}", flush=True)
+        rows.append((name, f"{passed:.0f}/{total:.0f}", wall, cpu, cpu / 2, repeats))
+    print_command(
+        "judging", f"every canonical solution, sandbox level `{sandbox.level}`, two workers; medians of rounds"
+    )
+    print(table(["benchmark", "passed", "wall s", "CPU s", "CPU s / 2", "rounds"], rows))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.tables import print_command, table
 from coda.masking import BlockMasking, MaskingStrategy, ProgressiveMasking, RandomMasking
 
 ROWS, LENGTH = 4, 8192
@@ -30,12 +31,11 @@ def main(repeats: int = 200) -> None:
     strategies: dict[str, MaskingStrategy] = {
         "random": RandomMasking(),
         "block, k in {2, 4, 8}": BlockMasking([2, 4, 8]),
-        "progressive": ProgressiveMasking(0.2, 0.2, 0.25, [2, 4, 8]),
+        "progressive (S1, S2 and S3)": ProgressiveMasking(0.2, 0.2, 0.25, [2, 4, 8]),
     }
     ids = torch.randint(0, 1000, (ROWS, LENGTH))
     maskable, t = torch.ones_like(ids, dtype=torch.bool), torch.rand(ROWS)
-    print(f"[{ROWS}, {LENGTH}], torch {torch.__version__}, {torch.get_num_threads()} threads, {repeats} repeats")
-    print(f"{'strategy':24} {'median ms':>10} {'largest tensor, bytes per token':>33}")
+    rows = []
     for name, strategy in strategies.items():
         times = []
         for _ in range(repeats):
@@ -44,7 +44,9 @@ def main(repeats: int = 200) -> None:
             times.append(time.perf_counter() - start)
         with LargestTensor() as seen:
             strategy(ids, maskable, t, 0.5, mask_token_id=1001, pad_token_id=0)
-        print(f"{name:24} {1e3 * statistics.median(times):10.2f} {seen.largest / ids.numel():33.1f}")
+        rows.append((name, 1e3 * statistics.median(times), seen.largest / ids.numel()))
+    print_command("masking", f"[{ROWS}, {LENGTH}] rows, medians of {repeats} calls")
+    print(table(["strategy", "ms", "largest tensor, bytes per token"], rows))
 
 
 if __name__ == "__main__":

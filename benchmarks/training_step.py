@@ -1,7 +1,8 @@
-"""Training step: CPU time and peak memory of four ways to compute the same loss.
+"""Training step: CPU time and peak memory of the project's step, of plain ones, and of peers at hand.
 
 ``python -m benchmarks.training_step`` at the vocabulary-heavy CPU-sized shape of a diffusion coder. Every variant runs in
-processes of its own, in turns; the table has medians, as ratios to plain full logits.
+processes of its own, in turns; the table has medians, and ratios to plain full logits and to each peer. Peers:
+:mod:`benchmarks.peers`.
 """
 
 import json
@@ -10,102 +11,85 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jsonargparse import auto_cli
-from torch import Tensor
 
-from coda.masking import MaskedBatch, RandomMasking
-from coda.model import CoDAConfig, CoDALanguageModel
-from coda.objective import DiffusionObjective
+from benchmarks.losses import variants
+from benchmarks.tables import print_command, table
+from coda.model import CoDAConfig
 
 VOCABULARY, LENGTH, ROWS = 151_936, 1024, 2
-Loss = Callable[[CoDALanguageModel, MaskedBatch, Tensor], Tensor]
+PARTS = ("forward", "backward", "optimizer")
+Measured = dict[str, float]
 
 
-def full_logits(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-    """The plain implementation: logits of all positions in fp32, unmasked losses filled with zero."""
-    logits = model(batch.noisy_input_ids).logits[:, :-1].float()
-    nll = F.cross_entropy(logits.flatten(0, 1), batch.target_ids[:, 1:].flatten(), reduction="none").view(ROWS, -1)
-    return (nll.masked_fill(~batch.masked[:, 1:], 0) / t[:, None]).sum() / batch.maskable.sum()
-
-
-def _masked_rows(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    hidden = model(batch.noisy_input_ids, output_logits=False).last_hidden_state
-    position = batch.masked.flatten().nonzero().squeeze(1)
-    weight = (1 / t)[position // LENGTH]
-    return hidden.flatten(0, 1)[position - 1], batch.target_ids.flatten()[position], weight
-
-
-def masked_logits(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-    """Logits of the masked positions only, all at once."""
-    hidden, target, weight = _masked_rows(model, batch, t)
-    nll = F.cross_entropy(model.lm_head(hidden).float(), target, reduction="none")
-    return (nll * weight).sum() / batch.maskable.sum()
-
-
-def torch_linear_cross_entropy(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-    """torch's own chunked loss, one call per row because it has no per-token weights (torch 2.13)."""
-    hidden, target, weight = _masked_rows(model, batch, t)
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
-    total = hidden.new_zeros(())
-    for value in weight.unique():
-        row = weight == value
-        head = model.lm_head.weight
-        total = total + value * F.linear_cross_entropy(hidden[row], head, target[row], reduction="sum", options=options)
-    return total / batch.maskable.sum()
-
-
-def ours(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-    """This project's objective."""
-    hidden = model(batch.noisy_input_ids, output_logits=False).last_hidden_state
-    output = DiffusionObjective()(hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t)
-    return output.loss_sum / output.denominator
-
-
-VARIANTS: dict[str, Loss] = {
-    loss.__name__: loss for loss in (full_logits, masked_logits, torch_linear_cross_entropy, ours)
-}
-
-
-def measure(variant: str, steps: int) -> dict[str, float]:
-    """Run ``steps`` optimizer steps of one variant in this process; times in seconds, memory in MiB."""
+def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VOCABULARY) -> Measured:
+    """Run ``steps`` optimizer steps of one variant in this process; CPU seconds of all threads, memory in MiB."""
     torch.manual_seed(0)
-    config = CoDAConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-    )
-    model = CoDALanguageModel(config)
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = CoDAConfig(vocab_size=vocabulary, mask_token_id=vocabulary - 267, pad_token_id=0, **sizes, **heads)
+    model, loss_of = variants()[variant](config, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # without state, so that memory is that of the loss
-    ids = torch.randint(0, 150_000, (ROWS, LENGTH))
-    maskable = DiffusionObjective().predictable(torch.ones_like(ids, dtype=torch.bool))
+    ids = torch.randint(0, vocabulary - 300, (ROWS, length))
     base = _resident_mib()
-    losses, times = [], []
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(steps + 1):
-        t = torch.rand(ROWS) * 0.5 + 0.25
-        batch = RandomMasking()(ids, maskable, t, 0.0, mask_token_id=151_669)
-        start = time.process_time()
-        loss = VARIANTS[variant](model, batch, t)
+        marks = [time.process_time()]
+        loss = loss_of(ids)
+        marks.append(time.process_time())
         loss.backward()
+        marks.append(time.process_time())
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.process_time() - start)
-        losses.append(float(loss.detach()))
+        marks.append(time.process_time())
+        for part, begin, end in zip(PARTS, marks[:-1], marks[1:], strict=True):
+            times[part].append(end - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(times[1:]), "peak_mib": peak - base, "loss": losses[0]}
+    seconds = {part: statistics.median(found[1:]) for part, found in times.items()}
+    return {
+        **seconds,
+        "step": sum(seconds.values()),
+        "process": peak,
+        "above": peak - base,
+        "loss": float(loss.detach()),
+    }
 
 
 def _resident_mib() -> float:
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
+
+
+def in_turns(names: list[str], steps: int, rounds: int) -> dict[str, Measured]:
+    """Medians over ``rounds`` processes of each variant."""
+    found: dict[str, list[Measured]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            command = [sys.executable, "-m", "benchmarks.training_step", "--variant", name, "--steps", str(steps)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
+
+
+def report(found: dict[str, Measured]) -> str:
+    """The table of times and memory, and that of the ratios of our step to the others."""
+    header = [
+        "variant",
+        *(f"{part}, CPU s" for part in PARTS),
+        "step",
+        "peak above the model, MiB",
+        "whole process, MiB",
+    ]
+    keys = [*PARTS, "step", "above", "process"]
+    times = table(header, [[f"`{name}`", *(one[key] for key in keys)] for name, one in found.items()])
+    ours = found["ours"]
+    ratios = [
+        [f"`{name}`", *(ours[key] / one[key] for key in keys[-3:])] for name, one in found.items() if name != "ours"
+    ]
+    return f"{times}\n\n" + table(["`ours` against", "CPU time", "peak above the model", "whole process"], ratios)
 
 
 def main(variant: str | None = None, steps: int = 3, rounds: int = 3) -> None:
@@ -119,27 +103,10 @@ def main(variant: str | None = None, steps: int = 3, rounds: int = 3) -> None:
     if variant is not None:
         print(json.dumps(measure(variant, steps)))
         return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(rounds):
-        for name, found in results.items():
-            if name == "torch_linear_cross_entropy" and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
-                continue
-            command = [sys.executable, "-m", "benchmarks.training_step", "--variant", name, "--steps", str(steps)]
-            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; [{ROWS}, {LENGTH}], vocabulary {VOCABULARY:,}"
-    )
-    print(f"{'variant':28} {'CPU s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6} {'first loss':>11}")
-    reference = results["full_logits"]
-    for name, found in results.items():
-        if found:
-            seconds, peak = _median(found, "seconds"), _median(found, "peak_mib")
-            ratios = seconds / _median(reference, "seconds"), peak / _median(reference, "peak_mib")
-            print(f"{name:28} {seconds:8.2f} {ratios[0]:6.2f} {peak:9.0f} {ratios[1]:6.2f} {found[0]['loss']:11.5f}")
-
-
-def _median(found: list[dict[str, float]], key: str) -> float:
-    return statistics.median(run[key] for run in found)
+    found = in_turns(list(variants()), steps, rounds)
+    sizes = f"[{ROWS}, {LENGTH}], vocabulary {VOCABULARY:,}, hidden 256, 4 layers, fp32, SGD"
+    print_command("training_step", f"{sizes}; medians of {rounds} processes of {steps} steps each")
+    print(report(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Norm of the gradient."""
 
 from lightning import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -14,4 +15,5 @@ class GradientNorm(Callback):
         """Compute the norm over all parameters."""
         if is_logged(trainer, trainer.global_step + 1):
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            pl_module.log("train/gradient_norm", get_total_norm(gradients))
+            norm = get_total_norm(gradients)
+            pl_module.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -22,6 +22,7 @@ from coda.model.modeling_coda import untie
 from coda.model.sampling_coda import row_noise
 from coda.objective import DiffusionObjective, ObjectiveOutput
 from coda.optimization import ConstantRate, LearningRateSchedule
+from coda.parallel import shard
 from coda.release.record import record_of, runs_of
 
 
@@ -98,6 +99,7 @@ class DiffusionModule(L.LightningModule):
             self.earlier = runs_of(self.init_from)
         if self.adapter is not None:
             self.adapter(self.backbone)
+        shard(self.backbone, self.trainer.strategy)
 
     def check(self, data: Any, resuming: bool) -> None:
         """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.

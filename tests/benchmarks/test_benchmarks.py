@@ -1,0 +1,127 @@
+"""The benchmarks run in miniature, and their tables get into RESULTS.md where they belong, and nowhere else."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as suite
+from benchmarks import gpu, losses, peers, profile, training_step
+from benchmarks.tables import RESULTS, cell, print_command, table, write
+from coda.model import CoDAConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16, "vocab_size": 128}
+TINY = CoDAConfig(**SIZES, num_attention_heads=2, num_key_value_heads=1, mask_token_id=127, pad_token_id=0)
+CPU = torch.device("cpu")
+
+
+def test_a_table_replaces_what_is_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- begin one -->\nold\n<!-- end one -->\nb\n<!-- begin two -->\nkept\n<!-- end two -->\n")
+    write("one", table(["x", "y"], [(1.23456, "z"), (None, 1234.5)]), page)
+    new = "| x | y |\n| --- | --- |\n| 1.23 | z |\n|  | 1,234 |"
+    expected = f"a\n<!-- begin one -->\n{new}\n<!-- end one -->\nb\n<!-- begin two -->\nkept\n<!-- end two -->\n"
+    assert page.read_text() == expected
+    with pytest.raises(ValueError, match="begin three"):
+        write("three", "", page)
+
+
+def test_every_benchmark_of_the_suite_has_its_place() -> None:
+    text = RESULTS.read_text()
+    for name in (*suite.SUITE, "gpu"):
+        assert text.count(f"<!-- begin {name} -->\n") == text.count(f"<!-- end {name} -->\n") == 1
+        assert (RESULTS.parent / f"{name}.py").is_file()
+
+
+def test_the_command_and_the_machine_stand_above_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_command("masking", "what")
+    line = capsys.readouterr().out
+    assert line.startswith("`python -m benchmarks.masking`, 20")
+    assert f"torch {torch.__version__}: what" in line
+    assert cell(0.5) == "0.5"
+
+
+def test_losses_are_one_and_the_same_number() -> None:
+    """What is compared computes the same: full logits, masked ones, torch's function and ours."""
+    ids = torch.arange(64).view(2, 32)
+    found = []
+    scores = {"full": losses.full_logits, "masked": losses.masked_logits, "ours": losses.ours(8)}
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        scores["torch"] = losses.torch_linear_cross_entropy
+    for score in scores.values():
+        _, loss = losses.masked_by_us(score)(TINY, CPU)
+        torch.manual_seed(1)
+        found.append(float(loss(ids)))
+    assert found == pytest.approx([found[0]] * len(found), rel=1e-5)
+    _, apart = losses.masked_by_us(losses.ours(document=8))(TINY, CPU)
+    torch.manual_seed(1)
+    assert abs(float(apart(ids)) - found[0]) > 1e-6
+
+
+def test_a_training_step_is_measured_by_parts() -> None:
+    found = training_step.measure("ours", steps=1, length=16, vocabulary=512)
+    assert found["step"] == pytest.approx(sum(found[part] for part in training_step.PARTS))
+    assert found["process"] >= found["above"] >= 0
+    other = {key: value * 2 for key, value in found.items()}
+    lines = training_step.report({"ours": found, "full_logits": other}).splitlines()
+    assert lines[-1].startswith("| `full_logits` | 0.5 |")
+
+
+@pytest.mark.parametrize("variable", list(peers.PEERS))
+def test_peers_at_hand_compute_a_loss_and_gradients(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} names no checkout")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model, loss = peers.PEERS[variable](TINY, CPU)
+    value = loss(torch.arange(64).view(2, 32))
+    value.backward()
+    assert torch.isfinite(value)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_peer_that_is_not_where_it_is_said_to_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODA_PEER_DLLM", str(tmp_path))
+    with pytest.raises(ValueError, match="CODA_PEER_DLLM is"):
+        peers.available()["dllm"](TINY, CPU)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the runner; sizes are doubled up to the limit."""
+    monkeypatch.chdir(REPOSITORY)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin gpu -->\n<!-- end gpu -->\n")
+    names = ["plain transformers: full logits, eager", "ours, eager"]
+    small = ["--model=configs/model/tiny.yaml", "--vocabulary=512", "--lengths=[64]", "--tokens=64", "--limit=4"]
+    quoted = ",".join(f'"{name}"' for name in names)
+    suite.main(only=["gpu"], options=[*small, "--steps=1", f"--only=[{quoted}]"], output=page)
+    lines = page.read_text().splitlines()
+    assert len(lines) == 4 + 1 + len(names) + 1
+    for name, line in zip(names, lines[-1 - len(names) : -1], strict=True):
+        cells = [part.strip() for part in line.strip("|").split("|")]
+        assert [cells[0], cells[1], cells[2], cells[6]] == [name, "64", "1", "4"]
+        assert all(float(cells[i].replace(",", "")) > 0 for i in (3, 5, 7))
+
+
+def test_every_variant_of_the_gpu_is_built() -> None:
+    for name, variant in gpu.VARIANTS.items():
+        if variant.loss in ("dllm", "released"):
+            continue
+        model, _ = gpu.build(variant, CoDAConfig(**SIZES, mask_token_id=127, pad_token_id=0), CPU)
+        assert model.config._attn_implementation == variant.attention, name
+        compiled = model.model.layers[0]._compiled_call_impl is not None
+        assert compiled is variant.compiled
+        assert variant.optimizer in gpu.OPTIMIZERS
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_fit_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    small: list[Any] = ["--data.sequence_length=32", "--data.global_batch_size=4", "--trainer.accelerator=cpu"]
+    profiler = profile.profile("quickstart.yaml", 8, small, str(tmp_path))
+    assert profiler.steps == 5
+    assert sum(profiler.shares().values()) == pytest.approx(1.0)
