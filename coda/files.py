@@ -45,6 +45,23 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename ``new`` to ``final``; what was there, folder or file, stays whole beside it until then."""
+    old = final.with_name(f".{final.name}.old")
+    _remove(old)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_file(final: Path) -> Iterator[IO[bytes]]:
     """Yield a file to write that replaces ``final`` once it is safe on disk, and is removed if the block fails.

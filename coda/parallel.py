@@ -1,6 +1,5 @@
 """Fully sharded data parallelism (FSDP2): every device keeps its share of weights, gradients and optimizer state."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, zeros
 from transformers import Adafactor
 
 from coda.checkpoint import RECORD
+from coda.files import replace_folder
 from coda.model import CoDALanguageModel
 
 
@@ -90,11 +90,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, unfinished, storage_options)
         self.barrier()
         if self.is_global_zero:
-            old = path.with_name(f".{path.name}.old")
-            if path.exists():
-                path.rename(old)
-            unfinished.rename(path)
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            replace_folder(unfinished, path)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

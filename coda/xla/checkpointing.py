@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from coda.checkpoint import WholeFileIO
 from coda.checkpoint import read_checkpoint as read
+from coda.files import replace_folder
 from coda.sharded import REST, is_sharded, read_optimizers, read_weights
 from coda.xla import consensus
 
@@ -110,14 +111,3 @@ def _save_planner() -> SavePlanner:
             return dataclasses.replace(plan, items=list(reversed(items.values())))
 
     return Planner()
-
-
-def replace_folder(new: Path, final: Path) -> None:
-    """Rename ``new`` to ``final``; what was there stays whole until then."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    old.unlink(missing_ok=True)
