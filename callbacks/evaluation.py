@@ -13,7 +13,7 @@ from coda.evaluation.ranks import Ranks
 from coda.evaluation.results import RESULTS, environment, fingerprint, table
 from coda.evaluation.sandbox import Sandbox
 from coda.files import write_json
-from coda.module import ends_step, replicas
+from coda.steps import ends_step, replicas
 
 
 class BenchmarkEvaluation(Callback):

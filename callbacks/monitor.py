@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.steps import is_logging_step
-from coda.module import replicas
 from coda.objective import ObjectiveOutput
+from coda.steps import replicas
 
 BUCKETS = 5
 STRATEGIES = ("S1", "S2", "S3")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from coda.checkpoint import WholeFileIO
-from coda.module import ends_step
+from coda.steps import ends_step
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 

@@ -15,7 +15,7 @@ from callbacks.throughput import paused
 from coda.data.conversations import TASK
 from coda.generate import build_canvas, in_chat, text_of
 from coda.model import CoDAGenerationConfig
-from coda.module import ends_step
+from coda.steps import ends_step
 
 # (name, prompt, suffix): a prefix to continue, spans to fill in, and nothing at all.
 PROMPTS = [

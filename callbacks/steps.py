@@ -2,7 +2,7 @@
 
 from lightning import Trainer
 
-from coda.module import ends_step
+from coda.steps import ends_step
 
 
 def is_logging_step(trainer: Trainer, batch_idx: int) -> bool:

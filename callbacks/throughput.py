@@ -11,7 +11,7 @@ from lightning.fabric.utilities.throughput import Throughput as Window
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from callbacks.steps import is_logging_step
-from coda.module import replicas
+from coda.steps import replicas
 
 
 class Throughput(Callback):

@@ -92,6 +92,9 @@ class CodaCLI(LightningCLI):
         if checkpoint not in (None, "best", "hpc") and "://" not in checkpoint and not Path(checkpoint).exists():
             raise ValueError(f"--ckpt_path {checkpoint} does not exist; give a .ckpt of the run to go on with, or last")
         self.model.check(self.datamodule, resuming=checkpoint is not None)
+        if checkpoint not in (None, "best", "hpc"):
+            # So that the Trainer knows it before the model is built, which then need not read init_from.
+            self.trainer.ckpt_path, options.ckpt_path = checkpoint, None
 
     before_validate = before_test = before_predict = before_fit
 

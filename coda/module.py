@@ -13,17 +13,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from coda.adapter import Adapter, check_adapter
-from coda.checkpoint import RECORD, check_tokenizer, load_weights, read_config, recount_micro_batches
+from coda.checkpoint import RECORD, load_weights, recount_micro_batches
 from coda.data.mixture import mix
 from coda.masking import MaskedBatch, MaskingStrategy, RandomMasking
-from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel, PretrainedBackbone
+from coda.model import AttentionAnnealing, Backbone, CoDALanguageModel
 from coda.model.flops import training_flops
 from coda.model.modeling_coda import untie
 from coda.model.sampling_coda import row_noise
 from coda.objective import DiffusionObjective, ObjectiveOutput
 from coda.optimization import ConstantRate, LearningRateSchedule
 from coda.parallel import shard
+from coda.preflight import check_fit
 from coda.release.record import record_of, runs_of
+from coda.steps import ends_step, replicas
 
 
 class DiffusionModule(L.LightningModule):
@@ -102,35 +104,8 @@ class DiffusionModule(L.LightningModule):
         shard(self.backbone, self.trainer.strategy)
 
     def check(self, data: Any, resuming: bool) -> None:
-        """Find out what does not fit, from configs and the tokenizer alone: before a corpus is tokenised.
-
-        Args:
-            data: The data module.
-            resuming: Whether the weights will come from a checkpoint of this very run.
-
-        Raises:
-            ValueError: Naming the setting.
-        """
-        positions = self.backbone_source.positions
-        if data.sequence_length > positions:
-            raise ValueError(
-                f"data.sequence_length is {data.sequence_length}, but the model has {positions} positions; shorten the "
-                "rows or raise max_position_embeddings"
-            )
-        pretrained = self.backbone_source.path if isinstance(self.backbone_source, PretrainedBackbone) else None
-        for setting, source in (("model.backbone", pretrained), ("model.init_from", self.init_from)):
-            if source is None or resuming:
-                continue
-            try:
-                check_tokenizer(source, data.tokenizer)
-                shift = read_config(source).shift
-            except ValueError as error:
-                raise ValueError(f"{setting}: {error}") from error
-            if source == self.init_from and shift != self.objective.shift:
-                raise ValueError(
-                    f"model.init_from: {source!r} was trained with shift {shift}, but model.objective.shift is "
-                    f"{self.objective.shift}; set it to {shift}"
-                )
+        """Find out what does not fit: see :func:`coda.preflight.check_fit`."""
+        check_fit(data, self.backbone_source, self.objective.shift, self.init_from, resuming)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over matrices and vectors, and the schedule by optimizer step."""
@@ -319,13 +294,3 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return first if second is None else second
     return first & second
-
-
-def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether an optimizer step ends with this micro-batch."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-
-
-def replicas(trainer: L.Trainer) -> int:
-    """How many tensors a micro-batch is divided into: one per rank, but one in all where the compiler divides it."""
-    return int(getattr(trainer.strategy, "replicas", trainer.world_size))

@@ -39,6 +39,8 @@ def test_every_config_instantiates(stage: str, overlay: list[str]) -> None:
 
 @pytest.mark.parametrize("overlay", sorted((REPOSITORY / "configs" / "trainer").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_trainer_overlay_instantiates(overlay: Path) -> None:
+    if overlay.stem.startswith(("tpu", "xla")):
+        pytest.skip("needs XLA devices: tests/xla")
     made = cli("--config", "stage2.yaml", "--config", str(overlay))
     assert made.datamodule.global_batch_size % made.trainer.accumulate_grad_batches == 0
 
@@ -245,7 +247,8 @@ def test_a_resumed_run_keeps_the_command_line_and_ends_where_the_whole_run_does(
     for key, value in whole["state_dict"].items():
         assert torch.equal(value, again["state_dict"][key])
 
-    changed = [*options[:-1], "--trainer.logger.name=changed", "--model.optimizer.lr=0.123"]
+    # Weights to start from are not read any more: their folder may be gone by now.
+    changed = [*options[:-1], "--trainer.logger.name=changed", "--model.optimizer.lr=0.123", "--model.init_from=gone"]
     run(str(REPOSITORY / "main.py"), "fit", *changed, cwd=rehearsed)
     saved: dict[str, Any] = yaml.safe_load((rehearsed / "runs" / "changed" / "version_0" / "config.yaml").read_text())
     assert saved["model"]["optimizer"]["init_args"]["lr"] == 0.123

@@ -20,7 +20,7 @@ from coda.data.packing import Rows, SampleOrder
 from coda.data.plan import Plan
 from coda.data.sources import Source
 from coda.data.store import TokenStore, TokenStream
-from coda.data.tokenizer import load_tokenizer, open_trained_tokenizer, tokenizer_fingerprint
+from coda.data.tokenizer import load_tokenizer, open_trained_tokenizer
 from coda.files import cache_key, default_cache
 
 
@@ -120,24 +120,12 @@ class PreparedDataModule(L.LightningDataModule):
         return self.load_tokenizer()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one.
-
-        Raises:
-            ValueError: If ``prepared`` was written with another one.
-        """
-        if self.prepared is None:
-            if self.tokenizer_path is not None:
-                return load_tokenizer(self.tokenizer_path)
-            return open_trained_tokenizer(self._sources, self.vocab_size, self.cache)
-        expected = self.store.manifest["tokenizer"]
-        path = self.tokenizer_path or str(self.store.location.folder("tokenizer", expected))
-        tokenizer = load_tokenizer(path)
-        if tokenizer_fingerprint(tokenizer) != expected:
-            raise ValueError(
-                f"data.prepared {self.prepared} was written with another tokenizer than {path}; set data.tokenizer to "
-                "null to take its own, or prepare the corpora again"
-            )
-        return tokenizer
+        """Load the tokenizer, train one, or take that of ``prepared``."""
+        if self.prepared is not None:
+            return self.store.load_tokenizer(self.tokenizer_path)
+        if self.tokenizer_path is not None:
+            return load_tokenizer(self.tokenizer_path)
+        return open_trained_tokenizer(self._sources, self.vocab_size, self.cache)
 
     def plan(self) -> Plan:
         """What to prepare."""

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from coda.data.plan import FORMAT
 from coda.data.shards import SPLITS
 from coda.data.staging import Location, check, open_location
+from coda.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from coda.files import cache_key
 
 MANIFEST = "manifest.json"
@@ -69,6 +71,22 @@ class TokenStore:
     def content(self) -> str:
         """Hash of all tokens, by the shards' checksums."""
         return cache_key([checksum for _, checksum, _ in self._files()])
+
+    def load_tokenizer(self, path: str | None = None) -> PreTrainedTokenizerBase:
+        """Load the tokenizer that the store was written with, or the same one from ``path``.
+
+        Raises:
+            ValueError: If that is another one.
+        """
+        expected = self.manifest["tokenizer"]
+        path = path or str(self.location.folder("tokenizer", expected))
+        tokenizer = load_tokenizer(path)
+        if tokenizer_fingerprint(tokenizer) != expected:
+            raise ValueError(
+                f"data.prepared {self.location.root} was written with another tokenizer than {path}; set data.tokenizer to "
+                "null to take its own, or prepare the corpora again"
+            )
+        return tokenizer
 
     @property
     def unigram_entropy(self) -> float:

@@ -25,6 +25,7 @@ def attached(
         global_step=step,
         accumulate_grad_batches=accumulate,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        distributed_sampler_kwargs=None,
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=False),
     )
     return data

@@ -154,7 +154,7 @@ def dealt(data: InstructionDataModule, ranks: int, accumulate: int, workers: int
     for rank in range(ranks):
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         place = {"world_size": ranks, "global_rank": rank, "accumulate_grad_batches": accumulate, "global_step": 3}
-        data.trainer = SimpleNamespace(strategy=strategy, **place)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(strategy=strategy, distributed_sampler_kwargs=None, **place)  # type: ignore[assignment]
         for i, batch in enumerate(data.train_dataloader()):
             texts = data.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
             steps[i // accumulate] += zip(batch["sample"].tolist(), texts, strict=True)

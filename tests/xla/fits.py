@@ -15,8 +15,9 @@ from transformers import Adafactor
 from coda.data import CorpusDataModule, TextFiles
 from coda.masking import MaskingStrategy, RandomMasking
 from coda.model import ScratchBackbone
-from coda.module import DiffusionModule, ends_step
+from coda.module import DiffusionModule
 from coda.optimization import LinearDecay
+from coda.steps import ends_step
 from coda.xla import ShardingMap, XLASPMDStrategy
 
 warnings.filterwarnings("ignore")
