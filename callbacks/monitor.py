@@ -69,10 +69,8 @@ class DiffusionMonitor(Callback):
         if pl_module.device.type in ("mps", "xla"):  # has no float64, or only a slow one
             self.statistics.set_dtype(torch.float32)
         self.statistics.to(pl_module.device)
-        shared = replicas(trainer) > 1
-        self.statistics.sync_on_compute = self.statistics._to_sync = (
-            shared  # else the sums are those of all ranks already
-        )
+        several = replicas(trainer) > 1  # else the sums are those of all ranks already
+        self.statistics.sync_on_compute = self.statistics._to_sync = several
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the progress that the step is masked with: once it is done, the module's is the next step's."""
