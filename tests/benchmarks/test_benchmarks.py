@@ -11,7 +11,8 @@ import torch
 from benchmarks import __main__ as suite
 from benchmarks import gpu, gpu_variants, losses, peers, profile, training_step
 from benchmarks.tables import RESULTS, cell, print_command, table, write
-from coda.model import CoDAConfig
+from coda.model import CoDAConfig, CoDALanguageModel
+from coda.objective import DiffusionObjective
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16, "vocab_size": 128}
@@ -71,16 +72,36 @@ def test_a_training_step_is_measured_by_parts() -> None:
     assert lines[-1].startswith("| `full_logits` | 0.5 |")
 
 
-@pytest.mark.parametrize("variable", list(peers.PEERS))
-def test_peers_at_hand_compute_a_loss_and_gradients(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("variable", "shift"), [("CODA_PEER_RELEASED", True), ("CODA_PEER_DLLM", False)])
+def test_peers_at_hand_compute_our_loss_and_gradients(
+    variable: str, shift: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights, rows, noise levels and masks, which are seen where they draw and embed them."""
     if not os.environ.get(variable):
         pytest.skip(f"{variable} names no checkout")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    model, loss = peers.PEERS[variable](TINY, CPU)
-    value = loss(torch.arange(64).view(2, 32))
+    theirs, loss = peers.PEERS[variable](TINY, CPU)
+    drawn, noisy, rand = [], [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *args, **options: drawn.append(rand(*args, **options)) or drawn[-1])
+    theirs.model.embed_tokens.register_forward_pre_hook(lambda _, args: noisy.append(args[0]))
+    ids = torch.arange(1, 97).view(2, 48)
+    torch.manual_seed(0)
+    value = loss(ids)
     value.backward()
-    assert torch.isfinite(value)
-    assert all(parameter.grad is not None for parameter in model.parameters())
+
+    ours = CoDALanguageModel(TINY).train()
+    ours.load_state_dict(theirs.state_dict())
+    t = 1e-3 + (1 - 1e-3) * [one for one in drawn if one.ndim == 1][-1]
+    batch = {"target_ids": ids, "masked": noisy[0] != ids, "maskable": torch.ones_like(ids, dtype=torch.bool), "t": t}
+    hidden = ours(noisy[0], output_logits=False).last_hidden_state
+    output = DiffusionObjective(shift=shift, denominator="tokens")(hidden, ours.lm_head.weight, **batch)
+    expected = output.loss_sum / output.denominator
+    expected.backward()
+    assert 0 < batch["masked"].sum() < ids.numel()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_a_peer_that_is_not_where_it_is_said_to_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
