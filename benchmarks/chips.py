@@ -17,12 +17,14 @@ class Machine:
     """Chips and what connects them.
 
     ``interconnect`` is what a chip can receive in a ring all-gather, in bytes/s: on a torus, both directions of all
-    three axes; half of it where an axis is too short to wrap around.
+    three axes; half of it where an axis is too short to wrap around. ``xla``: programs have static shapes, so that all
+    tokens reach the output head, and layers are recomputed as a whole or not at all.
     """
 
     chip: Chip
     count: int
     interconnect: float
+    xla: bool = True
 
 
 # cloud.google.com/tpu/docs/v4 and /v5p: 275 and 459 TFLOP/s, 32 and 95 GB of HBM, 1.2 and 2.765 TB/s. Links: J. Austin
@@ -37,5 +39,5 @@ MACHINES = {
     "v4-1024": Machine(V4, 512, 2 * 3 * 45e9),  # 8 x 8 x 8
     "v4-512": Machine(V4, 256, 2 * 3 * 45e9),  # 4 x 8 x 8
     "v5p-64": Machine(V5P, 32, 3 * 90e9),  # 2 x 4 x 4 does not wrap around
-    "8xH200": Machine(H200, 8, 450e9),
+    "8xH200": Machine(H200, 8, 450e9, xla=False),
 }

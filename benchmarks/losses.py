@@ -1,6 +1,7 @@
 """Ways to compute the training loss of a batch of token ids: the project's, plain ones, and those of peers at hand."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from coda.objective import DiffusionObjective
 
 Loss = Callable[[Tensor], Tensor]  # of token ids [B, L]
 Build = Callable[[CoDAConfig, torch.device], tuple[nn.Module, Loss]]
+Summed = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden [N, H], head [V, H], target [N]: the summed losses
 Score = Callable[[CoDALanguageModel, MaskedBatch, Tensor], Tensor]
 
 
@@ -39,29 +41,45 @@ def masked_logits(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Te
     return (nll * weight).sum() / batch.maskable.sum()
 
 
-def torch_linear_cross_entropy(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-    """torch's own chunked loss, one call per row because it has no per-token weights (torch 2.13)."""
+def _row_by_row(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor, summed: Summed) -> Tensor:
+    """For functions without per-token weights: one call per row, in the dtype of autocast, which they do not heed."""
     hidden, target, weight = _masked_rows(model, batch, t)
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256 if hidden.device.type == "cpu" else 2048)
-    total = hidden.new_zeros(())
+    head, kind = model.lm_head.weight, hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden, head = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (hidden, head))
+    total = torch.zeros((), device=hidden.device)
     for value in weight.unique():
         row = weight == value
-        head = model.lm_head.weight
-        total = total + value * F.linear_cross_entropy(hidden[row], head, target[row], reduction="sum", options=options)
+        total = total + value * summed(hidden[row], head, target[row])
     return total / batch.maskable.sum()
 
 
-def ours(chunk_size: int | None = None, document: int | None = None) -> Score:
+def torch_linear_cross_entropy(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
+    """torch's own chunked loss (torch 2.13)."""
+    chunk = 256 if batch.masked.device.type == "cpu" else 2048
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
+    return _row_by_row(model, batch, t, partial(F.linear_cross_entropy, reduction="sum", options=options))
+
+
+def liger(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
+    """Liger's fused loss, of GPUs alone (``pip install liger-kernel``), with the head's gradient summed in float32."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)
+    return _row_by_row(model, batch, t, lambda hidden, head, target: loss(head, hidden, target))
+
+
+def ours(chunk_size: int | None = None, document: int | None = None, compile_loss: bool = False) -> Score:
     """This project's objective; with ``document``, attention stays inside of documents of that many tokens."""
-    objective = DiffusionObjective(chunk_size=chunk_size)
+    objective = DiffusionObjective(chunk_size=chunk_size, compile_loss=compile_loss)
 
     def score(model: CoDALanguageModel, batch: MaskedBatch, t: Tensor) -> Tensor:
-        ids = batch.noisy_input_ids
-        segments = (
-            None if document is None else (torch.arange(ids.shape[1], device=ids.device) // document).expand_as(ids)
-        )
+        ids, segments = batch.noisy_input_ids, None
+        if document is not None:
+            segments = (torch.arange(ids.shape[1], device=ids.device) // document).expand_as(ids)
+        chosen = objective.select(batch.masked)
         hidden = model(ids, segment_ids=segments, output_logits=False).last_hidden_state
-        output = objective(hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t)
+        output = objective(hidden, model.lm_head.weight, batch.target_ids, batch.masked, batch.maskable, t, chosen)
         return output.loss_sum / output.denominator
 
     return score

@@ -20,7 +20,7 @@ from coda.model.flops import training_flops
 
 EFFICIENCY = 0.69  # share of the peak that matrix products and attention reach together: measured kernels of an H100
 USABLE = 0.9  # share of the memory that a run may plan with; the rest is fragmentation, buffers and libraries
-MASKED = 0.5  # share of the tokens that are predicted, on average
+MASKED = 0.5  # share of the tokens that are predicted, on average, and reach the head where shapes may vary
 SHARDINGS, RECOMPUTED = ("sharded", "copies"), ("none", "selective", "full")
 CHUNK = 2048  # rows of logits held at once
 CONFIGS = [Path("configs/stage1.yaml"), Path("configs/stage2.yaml")]
@@ -87,23 +87,27 @@ def read_job(path: Path, model: Path) -> Job:
     return Job(path.stem, read_model(model), data["global_batch_size"], data["sequence_length"], steps, state)
 
 
-def activation_elements(model: CoDAConfig, recompute: str) -> float:
-    """Numbers that a layer keeps per token for its backward pass, with attention that keeps no scores."""
+def activation_bytes(model: CoDAConfig, recompute: str) -> float:
+    """What a layer keeps per token for its backward pass, with attention that keeps no scores.
+
+    The stream between the layers is float32 under autocast, what enters and leaves matrix products bf16.
+    """
     width, inner, query = model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim
     key = (model.num_key_value_heads or model.num_attention_heads) * model.head_dim
     products = query + 2 * key + query + width + 2 * inner + width  # q, k, v, attention, o; gate, up, down
     if recompute == "full":
-        return width
+        return 4 * width
     if recompute == "selective":
-        return width + products
-    # The norms' inputs and results (those of q and k too), rotated q and k, the residual, activation and product.
-    return products + 5 * width + 2 * (query + key) + 2 * inner
+        return 4 * width + 2 * products
+    # The stream before each norm; the norms' results (those of q and k too), rotated q and k, activation and product.
+    return 3 * 4 * width + 2 * (products + 2 * width + 2 * (query + key) + 2 * inner)
 
 
 def plans(job: Job, machine: Machine) -> Iterator[Plan]:
     """All ways that divide the batch; with more chips than rows, groups of chips share a row."""
     share = job.rows / machine.count
-    for sharding, recompute, rows in product(SHARDINGS, RECOMPUTED, (1, 2, 4, 8, 16) if share >= 1 else (share,)):
+    ways = [way for way in RECOMPUTED if way != "selective" or not machine.xla]
+    for sharding, recompute, rows in product(SHARDINGS, ways, (1, 2, 4, 8, 16) if share >= 1 else (share,)):
         if (share / rows).is_integer():
             yield plan(job, machine, sharding, recompute, rows, int(share / rows))
 
@@ -119,11 +123,12 @@ def plan(job: Job, machine: Machine, sharding: str, recompute: str, rows: float,
         states += 2 * (2 * (weights - vocabulary) / layers + vocabulary) + (4 * weights if micro_batches > 1 else 0)
     else:
         states += 2 * weights  # the copy in bf16
-    kept = 2 * tokens * layers * activation_elements(model, recompute)
-    one_layer = 2 * tokens * activation_elements(model, "none")
+    kept = tokens * layers * activation_bytes(model, recompute)
+    one_layer = tokens * activation_bytes(model, "none")
     head = CHUNK * model.vocab_size * (4 + 2) + 4 * vocabulary  # logits and their gradient; the gradient of the head
 
-    flops = rows * training_flops(model, 1, job.length, MASKED * job.length) * micro_batches
+    predicted = (1.0 if machine.xla else MASKED) * job.length
+    flops = rows * training_flops(model, 1, job.length, predicted) * micro_batches
     body = rows * training_flops(model, 1, job.length, 0.0) * micro_batches
     work = flops + (body / 3 if recompute == "full" else 0.0)
     # Kept numbers are written once and read once; recomputed ones are written and read once more.

@@ -6,7 +6,6 @@ processes of its own, in turns; the table has medians, and ratios to plain full 
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VO
     model, loss_of = variants()[variant](config, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # without state, so that memory is that of the loss
     ids = torch.randint(0, vocabulary - 300, (ROWS, length))
-    base = _resident_mib()
+    base = _mib("VmRSS")
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(steps + 1):
         marks = [time.process_time()]
@@ -46,7 +45,7 @@ def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VO
         marks.append(time.process_time())
         for part, begin, end in zip(PARTS, marks[:-1], marks[1:], strict=True):
             times[part].append(end - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _mib("VmHWM")  # not that of getrusage, which begins with the parent's
     seconds = {part: statistics.median(found[1:]) for part, found in times.items()}
     return {
         **seconds,
@@ -57,9 +56,10 @@ def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VO
     }
 
 
-def _resident_mib() -> float:
+def _mib(entry: str) -> float:
+    """Memory of this process, now (VmRSS) or at its peak (VmHWM)."""
     with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("VmRSS"))
+        line = next(line for line in status if line.startswith(entry))
     return int(line.split()[1]) / 1024
 
 

@@ -25,13 +25,13 @@ def checkpoint_layers(model: CoDALanguageModel, selective: bool) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False, **selecting})
 
 
-def compile_layers(model: CoDALanguageModel) -> None:
-    """Compile the decoder layer, once for all of them, for training alone.
+def compile_layers(model: CoDALanguageModel, mode: str | None = None) -> None:
+    """Compile the decoder layer, once for all of them, for training alone; ``mode`` is one of torch.compile's.
 
     Evaluation and sampling stay eager: with lengths and caches of their own they would be compiled time and again.
     """
     for layer in model.model.layers:
-        layer.compile()  # in place: a wrapper would change the names in the state dict
+        layer.compile(mode=mode)  # in place: a wrapper would change the names in the state dict
     stances: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -7,7 +7,7 @@ torch 2.9 as well, and needs a fifth less memory at the same speed (``benchmarks
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ def masked_linear_cross_entropy(
     chunk_size: int | None = None,
     capacity: int | None = None,
     needed: Tensor | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the cross-entropies of N targets under the logits ``hidden @ weight.T``.
 
@@ -42,6 +43,7 @@ def masked_linear_cross_entropy(
         chunk_size: Rows of logits held at once, of each group; None chooses by device.
         capacity: The targets behind this many are computed in further windows of as many, and only if ``needed``.
         needed: Integer scalar: how many targets, of the N, count. Those of a window that begins behind them have loss 0.
+        compiled: Fuse what happens between the matrix products with torch.compile.
 
     Returns:
         The weighted sum (a differentiable scalar), and for monitoring each token's loss in nats and a bool, whether no
@@ -63,10 +65,11 @@ def masked_linear_cross_entropy(
     windows = _windows(target.shape[-1], capacity, needed)
     with torch.autocast(device_type, enabled=False):
         # `grad_enabled` must be read here: inside an autograd function it is always off.
-        args = (hidden, weight, target, token_weight, chunk_size, windows, dtype, torch.is_grad_enabled())
+        args = (hidden, weight, target, token_weight, chunk_size, windows, dtype, compiled, torch.is_grad_enabled())
         return _ChunkedLinearCrossEntropy.apply(*args)
 
 
+Differentiate = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 Window = tuple[slice, Tensor | None]  # and the condition under which it is computed
 
 
@@ -88,6 +91,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         windows: list[Window],
         dtype: torch.dtype,
+        compiled: bool,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(torch.float32, dtype)
@@ -98,12 +102,13 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if grad_enabled and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if grad_enabled and ctx.needs_input_grad[1] else None
 
+        score = partial(_score, chunk_size=chunk_size, differentiate=_compiled() if compiled else _differentiate)
         for window, condition in windows:
             gradients = [None if grad_hidden is None else grad_hidden[..., window, :], grad_weight]
             outputs = [nll[..., window], correct[..., window], *(x for x in gradients if x is not None)]
             inputs = [rows[..., window, :], head, target[..., window], token_weight[..., window]]
             wanted = [x is not None for x in gradients]
-            _run_if(condition, partial(_score, chunk_size=chunk_size, wanted=wanted), outputs, inputs)
+            _run_if(condition, partial(score, wanted=wanted), outputs, inputs)
 
         ctx.gradients = (grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -124,7 +129,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight *= scale
             grad_weight = grad_weight.to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None, None
 
 
 def _run_if(
@@ -139,42 +144,58 @@ def _run_if(
         function(*outputs, *inputs)
 
 
-def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool]) -> None:
+def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool], differentiate: Differentiate) -> None:
     """Fill in ``nll`` and ``correct``, and of the gradients of ``hidden`` and of ``head`` (added to) those ``wanted``."""
     nll, correct, *gradients, rows, head, target, token_weight = tensors
     grad_hidden = gradients[0] if wanted[0] else None
     grad_weight = gradients[-1] if wanted[1] else None
     for start in range(0, target.shape[-1], chunk_size):
         chunk = slice(start, start + chunk_size)
-        at = _OneHot(target[..., chunk, None], len(head))
-        logits = (rows[..., chunk, :] @ head.T).to(nll.dtype)
-        # From here the one buffer turns from logits into probabilities into their gradient, in place.
-        logits -= logits.amax(dim=-1, keepdim=True)
-        score = at.pick(logits)
-        correct[..., chunk] = (score == 0).squeeze(-1)
-        total = logits.exp_().sum(dim=-1, keepdim=True)
-        nll[..., chunk] = (total.log() - score).squeeze(-1)
-        if not gradients:
-            continue
-        scale = token_weight[..., chunk, None]
-        logits *= scale / total
-        grad_logits = at.subtract(logits, scale).to(rows.dtype)
+        logits = rows[..., chunk, :] @ head.T
+        arguments = (target[..., chunk, None], token_weight[..., chunk, None], bool(gradients))
+        nll[..., chunk, None], correct[..., chunk, None], grad_logits = differentiate(logits, *arguments)
         if grad_hidden is not None:
             grad_hidden[..., chunk, :] = grad_logits @ head
         if grad_weight is not None:
             _add_product(grad_weight, grad_logits.flatten(0, -2).T, rows[..., chunk, :].flatten(0, -2))
 
 
+def _differentiate(logits: Tensor, target: Tensor, token_weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [..., 1], whether the target came first, and the gradient of the weighted sum, of ``logits`` [..., V].
+
+    Overwrites the logits, and computes in the dtype of ``token_weight``; what comes last means nothing unless ``wanted``.
+    """
+    at, dtype = _OneHot(target, logits.shape[-1]), logits.dtype
+    logits = logits.to(token_weight.dtype)
+    # From here the one buffer turns from logits into probabilities into their gradient, in place.
+    logits -= logits.amax(dim=-1, keepdim=True)
+    score = at.pick(logits)
+    correct = score == 0
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    nll = total.log() - score
+    if wanted:
+        logits *= token_weight / total
+        logits = at.subtract(logits, token_weight).to(dtype)
+    return nll, correct, logits
+
+
+@cache
+def _compiled() -> Differentiate:
+    """One kernel in place of a dozen passes over the logits."""
+    return torch.compile(_differentiate)
+
+
 class _OneHot:
     """One column per row of logits [..., V]: ``index`` int64 [..., 1].
 
-    On XLA comparisons, which are fused into their neighbours and work on a vocabulary that is sharded; elsewhere indexing.
+    Comparisons where a compiler fuses them into their neighbours (on XLA they work on a vocabulary that is sharded);
+    elsewhere indexing.
     """
 
     def __init__(self, index: Tensor, columns: int) -> None:
         self.index = index
-        on_xla = index.device.type == "xla"
-        self.hot = torch.arange(columns, device=index.device) == index if on_xla else None
+        fused = index.device.type == "xla" or torch.compiler.is_compiling()
+        self.hot = torch.arange(columns, device=index.device) == index if fused else None
 
     def pick(self, logits: Tensor) -> Tensor:
         """The values there, [..., 1]."""

@@ -52,10 +52,11 @@ class DiffusionObjective:
         chunk_size: Rows of logits held at once; None chooses by device. With ``capacity``, and on XLA, of each group.
         capacity: Give the output head static shapes, with room for this share of the tokens of ``capacity_rows`` rows.
             Masked tokens beyond it are computed in further windows of the same size, as many as the fullest group needs:
-            the loss stays exact, and no host waits to learn how many tokens are masked. None makes room for just
+            the loss stays exact, and on XLA no host waits to learn how many tokens are masked. None makes room for just
             those that are masked, and on XLA, where every other number of them would compile anew, for all tokens.
         capacity_rows: Rows that share their capacity, a divisor of the rows of a micro-batch (on a pod: of one chip's).
             One row masks anything from none to all of its tokens; 8 rows with stratified noise levels seldom exceed 0.6.
+        compile_loss: Compile what happens to logits into one kernel, on a GPU. On a CPU it gains nothing.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class DiffusionObjective:
         chunk_size: int | None = None,
         capacity: float | None = None,
         capacity_rows: int = 1,
+        compile_loss: bool = False,
     ) -> None:
         if denominator not in get_args(Denominator):
             raise ValueError(f"denominator is {denominator!r}; choose one of {', '.join(get_args(Denominator))}")
@@ -83,6 +85,7 @@ class DiffusionObjective:
         self.chunk_size = chunk_size
         self.capacity = capacity
         self.capacity_rows = capacity_rows
+        self.compile_loss = compile_loss
 
     def predictable(self, maskable: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """Restrict ``maskable`` [B, L] to the tokens that some logits predict; call it before masking.
@@ -99,7 +102,14 @@ class DiffusionObjective:
         return maskable
 
     def __call__(
-        self, hidden: Tensor, head: Tensor, target_ids: Tensor, masked: Tensor, maskable: Tensor, t: Tensor
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        target_ids: Tensor,
+        masked: Tensor,
+        maskable: Tensor,
+        t: Tensor,
+        chosen: Selection | None = None,
     ) -> ObjectiveOutput:
         """Compute the loss sums of one micro-batch.
 
@@ -111,9 +121,10 @@ class DiffusionObjective:
                 never scored.
             maskable: bool [B, L], what could have been drawn, after :meth:`predictable`.
             t: [B], noise levels.
+            chosen: What :meth:`select` made of ``masked``, before ``hidden`` was computed; None makes it now.
         """
         masked = self.predictable(masked)
-        chosen = self.select(masked)
+        chosen = self.select(masked) if chosen is None else chosen
         counts = maskable.sum(dim=1)
         row_weight = self.weight(t)
         if self.denominator == "sequence":
@@ -126,6 +137,7 @@ class DiffusionObjective:
             self.chunk_size,
             chosen.capacity,
             chosen.needed,
+            self.compile_loss,
         )
         return ObjectiveOutput(
             loss_sum=loss_sum,
@@ -139,6 +151,8 @@ class DiffusionObjective:
 
     def select(self, masked: Tensor) -> Selection:
         """Choose what reaches the output head, for ``masked`` bool [B, L].
+
+        A GPU needs no pause for it if this is called before the body of the network (see :class:`ExactSelection`).
 
         Raises:
             ValueError: If ``capacity_rows`` does not divide the rows.

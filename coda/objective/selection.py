@@ -4,6 +4,7 @@ All tensors here are numbered by the position that predicts, which under a shift
 """
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,11 +50,21 @@ class Selection(ABC):
 
 
 class ExactSelection(Selection):
-    """One slot for every scored position: nothing is computed in vain, but the host waits to learn how many there are."""
+    """One slot for every scored position: nothing is computed in vain, but the host has to learn how many there are.
+
+    It asks when the selection is made and reads the answer when a slot is needed. On a GPU the answer is there before
+    the body of the network begins, if the selection was made before it: the device never waits for the host.
+    """
 
     def __init__(self, scored: Tensor) -> None:
         super().__init__(scored)
-        self.position = scored.flatten().nonzero().squeeze(1)
+        self.order, _ = _in_order(scored.reshape(1, -1))
+        self.count = HostNumber(scored.sum())
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Scored positions of the flattened batch, int64 [N]."""
+        return self.order[0, : int(self.count)]
 
     def states(self, hidden: Tensor) -> Tensor:
         """See :class:`Selection`."""
@@ -91,6 +102,23 @@ class FullSelection(Selection):
         return self.weights(values).sum(dim=1)
 
 
+class HostNumber:
+    """An integer scalar on its way to the host."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.arrived: torch.cuda.Event | None = None
+        if value.device.type == "cuda":
+            value = value.to("cpu", non_blocking=True)  # into pinned memory, behind what the device has to do already
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        self.value = value
+
+    def __int__(self) -> int:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return int(self.value)
+
+
 class CompactSelection(Selection):
     """The scored positions of each group of rows first, in slots of a fixed number.
 
@@ -108,16 +136,11 @@ class CompactSelection(Selection):
         self.shape = (scored.shape[0] // rows, rows * scored.shape[1])
         self.capacity = max(int(capacity * self.shape[1]), 1)
         grouped = scored.view(self.shape)
-        rank = grouped.long().cumsum(dim=1) - 1
-        position = torch.arange(self.shape[1], device=scored.device).expand(self.shape)
-        # Positions that are not scored all go to one slot more, which is cut off.
-        slot = torch.where(grouped, rank, self.shape[1])
-        order = torch.zeros(self.shape[0], self.shape[1] + 1, dtype=torch.long, device=scored.device)
-        self.order = order.scatter(1, slot, position)[:, :-1]
+        self.order, rank = _in_order(grouped)
         self.rank = rank.clamp(min=0)
         counts = grouped.sum(dim=1, keepdim=True)
         self.needed = counts.max()
-        self.filled = position < counts
+        self.filled = torch.arange(self.shape[1], device=scored.device) < counts
         self.overflow = (grouped & (rank >= self.capacity)).view_as(scored).sum(dim=1)
 
     def states(self, hidden: Tensor) -> Tensor:
@@ -151,6 +174,17 @@ class _Compact(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         rank, scored = ctx.saved_tensors
         return torch.where(scored[..., None], _gather(grad_outputs[0], rank), 0), None, None, None
+
+
+def _in_order(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """For bool [G, N]: the chosen columns of each group in the first slots, and how many stand before each column."""
+    groups, columns = chosen.shape
+    rank = chosen.long().cumsum(dim=1) - 1
+    # Columns that are not chosen all go to one slot more, which is cut off.
+    slot = torch.where(chosen, rank, columns)
+    order = torch.zeros(groups, columns + 1, dtype=torch.long, device=chosen.device)
+    column = torch.arange(columns, device=chosen.device).expand_as(chosen)
+    return order.scatter(1, slot, column)[:, :-1], rank
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
