@@ -22,7 +22,7 @@ from tests.xla.fits import adamw, data, folder, module, strategy, trainer, two_a
 
 
 def fit(
-    chosen: XLASPMDStrategy, *callbacks: Callback, rows: int = 8, sizes: dict[str, int] | None = None, **options: Any
+    chosen: XLASPMDStrategy, *callbacks: Callback, rows: int = 8, sizes: dict[str, Any] | None = None, **options: Any
 ) -> None:
     seed_everything(0, verbose=False)
     runner = trainer(chosen, *callbacks, **{"max_steps": 1, **options})
@@ -54,6 +54,8 @@ REFUSED: dict[str, Callable[[], Any]] = {
         XLASPMDStrategy({"tensor": 4}, sharding=two_axes(), precision="32-true"), sizes={"hidden_size": 64}
     ),
     "precision twice": lambda: fit(strategy("1,4,1"), precision="bf16-mixed"),
+    "compiled layers": lambda: fit(strategy("1,4,1"), sizes={"compile_layers": True}),
+    "selective": lambda: fit(strategy("1,4,1"), sizes={"gradient_checkpointing": "selective"}),
     "two devices": lambda: trainer(strategy("1,4,1"), devices=2),
     "pattern": lambda: fit(strategy("1,4,1", sharding=map_of(model__layer=["fsdp"]))),
     "dimensions": lambda: fit(strategy("1,4,1", sharding=map_of(model__norm__weight=["fsdp", None]))),

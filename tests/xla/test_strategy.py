@@ -20,6 +20,8 @@ REFUSED = {
     "rows of a micro-batch": "2 rows, which .* trainer.accumulate_grad_batches",
     "heads": "4 devices along tensor, which do not divide the model's 2 num_key_value_heads",
     "precision twice": "trainer.precision is bf16-mixed, but .*precision is 32-true; set trainer.precision to null",
+    "compiled layers": "compile_layers is true, but on XLA devices .* set it to false",
+    "selective": "gradient_checkpointing is selective, .* and trainer.strategy.init_args.gradient_checkpointing to true",
     "two devices": "trainer.devices is 2, .* set it to auto",
     "pattern": "pattern 'model.layer' that no name of the model fits",
     "dimensions": r"model.norm.weight 2 dimensions, but it has \[32\]",
