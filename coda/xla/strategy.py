@@ -9,7 +9,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -22,7 +21,7 @@ from coda.xla import consensus
 from coda.xla.checkpointing import CheckpointedStrategy, Kind
 from coda.xla.facts import facts_of
 from coda.xla.flags import Flags, set_libtpu_flags
-from coda.xla.hardware import SPMDAccelerator, check_runtime
+from coda.xla.hardware import SPMDAccelerator, check_runtime, peak_flops
 from coda.xla.mesh import AXES, BATCH, build_mesh, size
 from coda.xla.offload import check_offload
 from coda.xla.precision import Format, SPMDPrecision
@@ -197,13 +196,10 @@ class XLASPMDStrategy(CheckpointedStrategy):
             )
         return send_rows(tensor, self.mesh, self.root_device)
 
-    def available_flops(self) -> int | None:
-        """Peak FLOPs per second of all devices together; None where they are no TPUs."""
-        import torch_xla.runtime as xr
-
-        if xr.device_type() != "TPU":
-            return None
-        return (get_available_flops(self.root_device, torch.bfloat16) or 0) * size(self.mesh, *AXES) or None
+    def available_flops(self) -> float | None:
+        """Peak FLOPs per second of all devices of all hosts together; None where it is not known."""
+        peak = peak_flops()
+        return None if peak is None else peak * size(self.mesh, *AXES)
 
     # Steps
 

@@ -14,7 +14,8 @@ import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import Preemption
+from callbacks import Preemption, Throughput
+from callbacks.export import full_weights
 from coda.xla import ShardingMap, XLASPMDStrategy, consensus
 from coda.xla.checkpointing import read_checkpoint
 from coda.xla.mesh import build_mesh
@@ -198,14 +199,40 @@ def products(gradient_checkpointing: bool) -> int:
     return max(text.count(" dot(") + text.count("__onednn$matmul") for text in texts)
 
 
+class Exported(Callback):
+    """What an export would write, whether checkpoints are sharded or full."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = full_weights(trainer)
+
+
 def names() -> dict[str, Any]:
-    """Weights keep their names and are tied again after a fit; hooks are gone."""
-    model = module()
-    runner = trainer(strategy("2,2,1"), max_steps=1)
+    """Weights keep their names and are tied again after a fit; hooks are gone. Then the same model is tested."""
+    model, exported = module(), Exported()
+    runner = trainer(strategy("2,2,1"), exported, max_steps=1)
     runner.fit(model, data())
     head, embedding = model.backbone.lm_head.weight, model.backbone.model.embed_tokens.weight
     hooks = sum(len(part._forward_hooks) for part in model.modules())
-    return {"names": sorted(model.state_dict()), "tied": head is embedding, "device": head.device.type, "hooks": hooks}
+    found = {"names": sorted(model.state_dict()), "tied": head is embedding, "device": head.device.type, "hooks": hooks}
+    there = exported.weights
+    found["exported"] = {
+        "equal": there.keys() == model.state_dict().keys()
+        and all(torch.equal(value, there[name]) for name, value in model.state_dict().items()),
+        "tied": there["backbone.lm_head.weight"] is there["backbone.model.embed_tokens.weight"],
+        "devices": sorted({value.device.type for value in there.values()}),
+    }
+    return found | others(model)
+
+
+def others(model: Any) -> dict[str, Any]:
+    """Test and predict, on the devices and on the CPU."""
+    found: dict[str, Any] = {}
+    for place, chosen in (("there", strategy("1,4,1")), ("here", None)):
+        runner = trainer(chosen, limit_predict_batches=1)
+        (scores,) = runner.test(model, data(), verbose=False)
+        (predicted,) = runner.predict(model, data())
+        found[place] = {"bound": scores["test/bound"], "sequences": predicted["sequences"].tolist()}
+    return {"elsewhere": found}
 
 
 def preempted() -> dict[str, Any]:
@@ -220,6 +247,49 @@ def preempted() -> dict[str, Any]:
         written = read_checkpoint(str(left.parent / "last.ckpt"))
         return {"code": end.code, "steps": written["global_step"], "left": left.exists()}
     return {"code": None}
+
+
+class Clock:
+    """A step takes two seconds."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Rates(Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.seen: dict[str, float] = {}
+        self.flops = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.now += 2
+        self.flops = pl_module.flops(8, 32)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "throughput" in name}
+
+
+def speed(chip: Any) -> dict[str, float]:
+    """What is logged of the speed on four chips of some kind; ``chip`` answers what they are."""
+    rates = Rates(Clock())
+    told = mock.patch("torch_xla._internal.tpu.get_tpu_type", chip)
+    with told, mock.patch("callbacks.throughput.time", rates.clock):
+        with mock.patch.object(xr, "device_type", return_value="TPU"):
+            chosen = strategy("1,4,1")
+            peak = chosen.available_flops()
+        with mock.patch.object(chosen, "available_flops", return_value=peak):
+            fit(chosen, rates, Throughput(), max_steps=3, log_every_n_steps=1)
+    return rates.seen | {"flops": rates.flops, "peak": peak or 0}
+
+
+def speeds() -> dict[str, Any]:
+    def unreachable() -> str:
+        raise OSError("no metadata server")
+
+    return {"v4": speed(lambda: "v4"), "v5p": speed(lambda: "v5p"), "unknown": speed(unreachable)}
 
 
 class Signal(Callback):
@@ -240,6 +310,7 @@ if __name__ == "__main__":
         "divided": {mesh: divided(mesh) for mesh in ("2,2,1", "1,2,2")},
         "names": names(),
         "preempted": preempted(),
+        "speeds": speeds(),
     }
     assert torch.get_default_dtype() == torch.float32
     print("RESULT" + json.dumps(results))

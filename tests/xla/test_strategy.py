@@ -95,5 +95,26 @@ def test_the_model_comes_back_as_it_was(results: dict[str, Any]) -> None:
     assert names["tied"] and names["device"] == "cpu" and names["hooks"] == 0
 
 
+def test_an_export_has_all_weights_and_tied_ones_once(results: dict[str, Any]) -> None:
+    assert results["names"]["exported"] == {"equal": True, "tied": True, "devices": ["cpu"]}
+
+
+def test_testing_and_predicting_are_those_of_the_cpu(results: dict[str, Any]) -> None:
+    there, here = results["names"]["elsewhere"]["there"], results["names"]["elsewhere"]["here"]
+    assert there["bound"] == pytest.approx(here["bound"], abs=1e-5)
+    assert there["sequences"] == here["sequences"]
+
+
+def test_speed_is_that_of_all_rows_over_all_chips(results: dict[str, Any]) -> None:
+    """Of 8 rows of 32 tokens in two seconds, on four chips; what no one knows about a chip ends no run."""
+    for chip, peak in (("v4", 275e12), ("v5p", 459e12)):
+        speed = results["speeds"][chip]
+        assert speed["throughput/tokens_per_sec"] == 8 * 32 / 2
+        assert speed["peak"] == 4 * peak
+        assert speed["throughput/mfu"] == pytest.approx(speed["flops"] / 2 / (4 * peak))
+    assert results["speeds"]["unknown"]["peak"] == 0
+    assert "throughput/mfu" not in results["speeds"]["unknown"]
+
+
 def test_sigterm_writes_a_sharded_checkpoint_and_leaves(results: dict[str, Any]) -> None:
     assert results["preempted"] == {"code": 75, "steps": 3, "left": False}
