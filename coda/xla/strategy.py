@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from coda.xla import consensus
 from coda.xla.checkpointing import CheckpointedStrategy, Kind
+from coda.xla.checks import check_backbone, check_optimizers, check_trainer
 from coda.xla.facts import facts_of
 from coda.xla.flags import Flags, set_libtpu_flags
 from coda.xla.hardware import SPMDAccelerator, check_runtime, peak_flops
@@ -102,19 +103,14 @@ class XLASPMDStrategy(CheckpointedStrategy):
         """Join the hosts and seed the device alike on all of them.
 
         Raises:
-            ValueError: If ``trainer.precision`` is set as well, or the model wants what only other devices have.
+            ValueError: If trainer or model are set to what is not for these devices.
         """
         import torch_xla
 
         assert self.accelerator is not None
+        assert self.lightning_module is not None
+        check_trainer(self.lightning_module.trainer, str(self.precision_plugin.precision))
         check_backbone(self.lightning_module)
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        flag = trainer._accelerator_connector._precision_flag  # 32-true also where nothing is set
-        if flag not in ("32-true", self.precision_plugin.precision):
-            raise ValueError(
-                f"trainer.precision is {flag}, but trainer.strategy.init_args.precision is "
-                f"{self.precision_plugin.precision}; set trainer.precision to null"
-            )
         self.set_world_ranks()
         consensus.join_hosts(self.world_size)
         torch_xla.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
@@ -130,7 +126,7 @@ class XLASPMDStrategy(CheckpointedStrategy):
         """Divide the model over the devices, once all hosts agree.
 
         Raises:
-            ValueError: If sharding, model and mesh do not fit, or hosts differ.
+            ValueError: If sharding, model and mesh do not fit, hosts differ, or the optimizer is not for these devices.
         """
         assert self.accelerator is not None
         assert isinstance(self.model, LightningModule)
@@ -158,6 +154,7 @@ class XLASPMDStrategy(CheckpointedStrategy):
                 metric.sync_on_compute = metric._to_sync = False
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
+            check_optimizers(self.optimizers)
         self.setup_precision_plugin()
         _optimizers_to_device(self.optimizers, self.root_device)
         self._marked = self._compared = False
@@ -254,18 +251,3 @@ class XLASPMDStrategy(CheckpointedStrategy):
         super().teardown()
         if self.model is not None:
             set_shared_parameters(self.model, shared)
-
-
-def check_backbone(module: Any) -> None:
-    """Raise ValueError if ``model.backbone`` asks for what these devices cannot do, before it is built."""
-    source = getattr(module, "backbone_source", None)
-    if getattr(source, "compile_layers", False):
-        raise ValueError(
-            "model.backbone.init_args.compile_layers is true, but on XLA devices the whole step is compiled already, and "
-            "torch.compile cannot divide it; set it to false (trainer.strategy.init_args.scan_layers shortens compilation)"
-        )
-    if getattr(source, "gradient_checkpointing", False) == "selective":
-        raise ValueError(
-            "model.backbone.init_args.gradient_checkpointing is selective, which XLA devices do not know; set it to false, "
-            "and trainer.strategy.init_args.gradient_checkpointing to true"
-        )

@@ -12,7 +12,7 @@ import torch
 import torch_xla
 import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import DeviceStatsMonitor, ModelCheckpoint
 
 from callbacks import Preemption, Throughput
 from callbacks.export import full_weights
@@ -23,17 +23,22 @@ from tests.xla.fits import adamw, data, folder, module, strategy, trainer, two_a
 
 
 def fit(
-    chosen: XLASPMDStrategy, *callbacks: Callback, rows: int = 8, sizes: dict[str, Any] | None = None, **options: Any
+    chosen: XLASPMDStrategy,
+    *callbacks: Callback,
+    rows: int = 8,
+    sizes: dict[str, Any] | None = None,
+    optimizer: Any = adamw,
+    **options: Any,
 ) -> None:
     seed_everything(0, verbose=False)
     runner = trainer(chosen, *callbacks, **{"max_steps": 1, **options})
-    runner.fit(module(adamw, **(sizes or {})), data(global_batch_size=rows))
+    runner.fit(module(optimizer, **(sizes or {})), data(global_batch_size=rows))
 
 
 def refused(function: Callable[[], Any]) -> str:
     try:
         function()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter are torch's own
         return str(error)
     return "accepted"
 
@@ -57,6 +62,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "precision twice": lambda: fit(strategy("1,4,1"), precision="bf16-mixed"),
     "compiled layers": lambda: fit(strategy("1,4,1"), sizes={"compile_layers": True}),
     "selective": lambda: fit(strategy("1,4,1"), sizes={"gradient_checkpointing": "selective"}),
+    "sampler": lambda: fit(strategy("1,4,1"), use_distributed_sampler=True),
+    "device statistics": lambda: fit(strategy("1,4,1"), DeviceStatsMonitor()),
+    "torch's Adafactor": lambda: fit(strategy("1,4,1"), optimizer=torch.optim.Adafactor),
+    "fused": lambda: fit(strategy("1,4,1"), optimizer=lambda groups: torch.optim.AdamW(groups, fused=True)),
     "two devices": lambda: trainer(strategy("1,4,1"), devices=2),
     "pattern": lambda: fit(strategy("1,4,1", sharding=map_of(model__layer=["fsdp"]))),
     "dimensions": lambda: fit(strategy("1,4,1", sharding=map_of(model__norm__weight=["fsdp", None]))),
@@ -272,24 +281,33 @@ class Rates(Callback):
         self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "throughput" in name}
 
 
-def speed(chip: Any) -> dict[str, float]:
-    """What is logged of the speed on four chips of some kind; ``chip`` answers what they are."""
-    rates = Rates(Clock())
-    told = mock.patch("torch_xla._internal.tpu.get_tpu_type", chip)
-    with told, mock.patch("callbacks.throughput.time", rates.clock):
-        with mock.patch.object(xr, "device_type", return_value="TPU"):
-            chosen = strategy("1,4,1")
-            peak = chosen.available_flops()
-        with mock.patch.object(chosen, "available_flops", return_value=peak):
-            fit(chosen, rates, Throughput(), max_steps=3, log_every_n_steps=1)
-    return rates.seen | {"flops": rates.flops, "peak": peak or 0}
+def peak(chip: Any) -> float | None:
+    """Of four chips of some kind; ``chip`` answers what they are."""
+    with (
+        mock.patch("torch_xla._internal.tpu.get_tpu_type", chip),
+        mock.patch.object(xr, "device_type", return_value="TPU"),
+    ):
+        return strategy("1,4,1").available_flops()
+
+
+def speed(flops: float | None) -> dict[str, float]:
+    """What is logged of the speed on devices that can do ``flops`` together."""
+    rates, chosen = Rates(Clock()), strategy("1,4,1")
+    with (
+        mock.patch("callbacks.throughput.time", rates.clock),
+        mock.patch.object(chosen, "available_flops", return_value=flops),
+    ):
+        fit(chosen, rates, Throughput(), max_steps=3, log_every_n_steps=1)
+    return rates.seen | {"flops": rates.flops}
 
 
 def speeds() -> dict[str, Any]:
     def unreachable() -> str:
         raise OSError("no metadata server")
 
-    return {"v4": speed(lambda: "v4"), "v5p": speed(lambda: "v5p"), "unknown": speed(unreachable)}
+    peaks = {chip: peak(lambda chip=chip: chip) for chip in ("v4", "v5p", "v9")}
+    peaks |= {"unreachable": peak(unreachable), "CPU": strategy("1,4,1").available_flops()}
+    return {"peaks": peaks, "known": speed(peaks["v4"]), "unknown": speed(None)}
 
 
 class Signal(Callback):
