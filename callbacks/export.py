@@ -91,8 +91,9 @@ def full_weights(trainer: Trainer) -> dict[str, Tensor]:
     Every process must call this.
     """
     strategy: Any = trainer.strategy
-    if strategy.root_device.type == "xla":  # one process sees all shards
-        return {name: value.cpu() for name, value in strategy.lightning_module_state_dict().items()}
+    if strategy.root_device.type == "xla":
+        weights: dict[str, Tensor] = strategy.whole_state_dict()
+        return weights
     state: dict[str, Any] = get_model_state_dict(
         strategy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )

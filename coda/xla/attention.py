@@ -12,10 +12,8 @@ from transformers.masking_utils import sdpa_mask
 # What models name in `attn_implementation`. Not "flash": transformers would look for such a name on the hub.
 PALLAS = "xla_pallas"
 ROWS_AND_HEADS = (("data", "fsdp"), "tensor", None, None)
-LANES, BLOCKS = (
-    128,
-    (1024, 512, 256),
-)  # of the kernels, forward and backward: rows are whole blocks, or one smaller block
+LANES = 128
+BLOCKS = (1024, 512, 256)  # of the kernels, forward and backward: rows are whole blocks, or one smaller block
 INSTALL = "pip install 'torch_xla[pallas]==2.9.0'"
 
 

@@ -13,6 +13,8 @@ from lightning.fabric.plugins.environments.xla import XLAEnvironment
 from lightning.pytorch.accelerators import XLAAccelerator
 
 INSTALL = "pip install 'coda-diffusion[tpu]' -f https://storage.googleapis.com/libtpu-releases/index.html"
+# Of a chip, which is one device from v4 on: cloud.google.com/tpu/docs, system architecture. By Google's names.
+PEAK_FLOPS = {"v4": 275e12, "v5litepod": 197e12, "v5p": 459e12, "v6e": 918e12}
 
 
 def check_runtime() -> None:
@@ -26,6 +28,19 @@ def check_runtime() -> None:
             "the environment variable PJRT_DEVICE is not set, and torch_xla would guess the hardware; set "
             "PJRT_DEVICE=TPU, or PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 for four devices of a CPU"
         )
+
+
+def peak_flops() -> float | None:
+    """Peak bfloat16 FLOPs per second of a device here; None where that is not known."""
+    import torch_xla.runtime as xr
+    from torch_xla._internal import tpu
+
+    if xr.device_type() != "TPU":
+        return None
+    try:
+        return PEAK_FLOPS.get(tpu.get_tpu_type().lower())
+    except Exception:  # it asks the network, and training needs no answer
+        return None
 
 
 def wait_for_devices() -> None:

@@ -1,18 +1,21 @@
 """One compiled layer for all layers: what the compiler has to optimise no longer grows with their number."""
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
-from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+from torch._functorch.partitioners import default_partition
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+
+from coda.xla.offload import INPUT, SETTING, keep_named, mark, name_results
 
 INSTALL = "pip install 'torch_xla[pallas]==2.9.0' torchax==0.0.7"
 
 
-def scan_layers(model: PreTrainedModel, recompute: bool = False) -> None:
+def scan_layers(model: PreTrainedModel, recompute: bool = False, offload: Sequence[str] = ()) -> list[RemovableHandle]:
     """Have ``model.model.layers`` run as one loop of the device, in place; names of parameters stay as they are.
 
     Values and gradients are those of the layers one after the other. With a cache, and on other devices, they still run so.
@@ -21,9 +24,15 @@ def scan_layers(model: PreTrainedModel, recompute: bool = False) -> None:
         model: A Qwen3 of transformers, all of whose layers are alike.
         recompute: Keep only what enters each layer for the backward pass, and compute the rest again. This replaces
             transformers' gradient checkpointing, which is switched off.
+        offload: Results that are kept on the host instead: ``input``, what enters each layer, or what parts of it
+            return, by their names in the layer. See :mod:`coda.xla.offload`.
+
+    Returns:
+        Hooks that name those results.
 
     Raises:
-        ValueError: If jax or torchax, on which the loop's backward pass relies, are missing.
+        ValueError: If jax or torchax, on which the loop's backward pass relies, are missing; or if ``offload`` names what
+            a layer does not have, or nothing is computed again, so that all the rest would stay on the device.
     """
     missing = [name for name in ("jax", "torchax") if importlib.util.find_spec(name) is None]
     if missing:
@@ -31,7 +40,11 @@ def scan_layers(model: PreTrainedModel, recompute: bool = False) -> None:
     if any(getattr(layer, "gradient_checkpointing", False) for layer in model.model.layers):
         model.gradient_checkpointing_disable()
         recompute = True
-    model.model.layers = ScannedLayers(model.model.layers, recompute)
+    if offload and not recompute:
+        raise ValueError(f"{SETTING} needs gradient_checkpointing: without it, all else stays on the device as well")
+    hooks = name_results(model.model.layers[0], offload)  # the loop is a copy of the first layer
+    model.model.layers = ScannedLayers(model.model.layers, recompute, INPUT in offload)
+    return hooks
 
 
 class ScannedLayers(nn.ModuleList):
@@ -40,13 +53,14 @@ class ScannedLayers(nn.ModuleList):
     Args:
         layers: All alike.
         recompute: See :func:`scan_layers`.
+        offload: Whether what enters each layer is kept on the host.
     """
 
-    def __init__(self, layers: nn.ModuleList, recompute: bool) -> None:
+    def __init__(self, layers: nn.ModuleList, recompute: bool, offload: bool) -> None:
         super().__init__(layers)  # keeps their names
-        self.partition = _keep_inputs if recompute else default_partition
+        self.partition = keep_named if recompute else default_partition
         # In a tuple, for their parameters already have their names.
-        self.steps = tuple(_Step(layer) for layer in layers)
+        self.steps = tuple(_Step(layer, offload) for layer in layers)
 
     def __getitem__(self, index: Any) -> Any:
         return [self.run] if isinstance(index, slice) else super().__getitem__(index)
@@ -79,17 +93,13 @@ class ScannedLayers(nn.ModuleList):
 class _Step(nn.Module):
     """A layer as a function from what the loop carries to what it carries on."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, offload: bool) -> None:
         super().__init__()
         self.layer = layer
+        self.offload = offload
         self.mask_dtype: torch.dtype | None = None
 
     def forward(self, hidden: Tensor, cosine: Tensor, sine: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
         read = mask[0].to(self.mask_dtype) if mask else None
+        hidden = mark(hidden, INPUT) if self.offload else hidden
         return self.layer(hidden, attention_mask=read, position_embeddings=(cosine, sine)), cosine, sine, *mask
-
-
-def _keep_inputs(*args: Any, **kwargs: Any) -> Any:
-    """Divide a layer into forward and backward such that only its inputs are kept between them."""
-    with functorch_config.patch(activation_memory_budget=0.0):
-        return min_cut_rematerialization_partition(*args, **kwargs)

@@ -3,14 +3,12 @@
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -20,20 +18,19 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from coda.xla import consensus
-from coda.xla.checkpointing import SPMDCheckpointIO, read_checkpoint, whole, write_sharded
+from coda.xla.checkpointing import CheckpointedStrategy, Kind
+from coda.xla.checks import check_backbone, check_optimizers, check_trainer
 from coda.xla.facts import facts_of
 from coda.xla.flags import Flags, set_libtpu_flags
-from coda.xla.hardware import SPMDAccelerator, check_runtime
-from coda.xla.hosts import HostsStrategy
+from coda.xla.hardware import SPMDAccelerator, check_runtime, peak_flops
 from coda.xla.mesh import AXES, BATCH, build_mesh, size
+from coda.xla.offload import check_offload
 from coda.xla.precision import Format, SPMDPrecision
 from coda.xla.scan import scan_layers
-from coda.xla.sharding import ShardingMap, Spec, send_rows, shard, shard_optimizer
-
-RANDOM = "xla_rng_state"  # the checkpoint's entry for the device's random state
+from coda.xla.sharding import ShardingMap, send_rows, shard, shard_optimizer
 
 
-class XLASPMDStrategy(HostsStrategy):
+class XLASPMDStrategy(CheckpointedStrategy):
     """Trains one model on all XLA devices of all hosts: TPU slices, or the devices of a CPU.
 
     A process per host traces the program for all devices at once. ``PJRT_DEVICE`` picks the hardware, and
@@ -56,6 +53,9 @@ class XLASPMDStrategy(HostsStrategy):
         precision: See :class:`coda.xla.precision.SPMDPrecision`.
         gradient_checkpointing: Recompute each layer in the backward pass.
         scan_layers: Compile one layer for all of them. See :func:`coda.xla.scan.scan_layers`.
+        offload: With ``scan_layers`` and ``gradient_checkpointing``: what is kept in the memory of the hosts between the
+            forward and the backward pass, ``input`` (the hidden states that enter each layer) or parts of a layer whose
+            results are then not computed again, such as ``self_attn``; None keeps the former on the device.
         libtpu_flags: Of the TPU's compiler and runtime, by name. See :func:`coda.xla.flags.set_libtpu_flags`.
         checkpoint: ``sharded``, a folder to which every host writes its part (all hosts must see the same folder), or
             ``full``, one file like that of any other strategy.
@@ -74,33 +74,28 @@ class XLASPMDStrategy(HostsStrategy):
         precision: Format = "bf16-mixed",
         gradient_checkpointing: bool = False,
         scan_layers: bool = False,
+        offload: list[str] | None = None,
         libtpu_flags: Flags | None = None,
-        checkpoint: Literal["sharded", "full"] = "sharded",
+        checkpoint: Kind = "sharded",
     ) -> None:
         check_runtime()
         import torch_xla.runtime as xr
         from torch_xla.distributed.spmd import set_global_mesh
 
-        if checkpoint not in ("sharded", "full"):
-            raise ValueError(f"trainer.strategy.init_args.checkpoint is {checkpoint!r}; choose sharded or full")
         set_libtpu_flags(libtpu_flags or {})
         xr.use_spmd()  # before any tensor is on a device
-        super().__init__(
-            accelerator=SPMDAccelerator(),
-            checkpoint_io=SPMDCheckpointIO(),
-            precision_plugin=SPMDPrecision(precision),
-        )
+        check_offload(offload or [], scan_layers)
+        super().__init__(checkpoint, accelerator=SPMDAccelerator(), precision_plugin=SPMDPrecision(precision))
         self.mesh = build_mesh(mesh or {"fsdp": -1}, slices or {})
         set_global_mesh(self.mesh)  # for the attention kernel
         self.split_rows = size(self.mesh, "tensor") == 1
         self.sharding = sharding if sharding is not None else ShardingMap()
         self.gradient_checkpointing = gradient_checkpointing
         self.scan_layers = scan_layers
-        self.checkpoint = checkpoint
-        self._specs: dict[Tensor, Spec] = {}
+        self.offload = offload or []
+        self.specs = {}
         self._hooks: list[RemovableHandle] = []
         self._marked = self._compared = False
-        self._random: int | None = None  # to go on from
 
     # Building
 
@@ -108,18 +103,14 @@ class XLASPMDStrategy(HostsStrategy):
         """Join the hosts and seed the device alike on all of them.
 
         Raises:
-            ValueError: If ``trainer.precision`` is set as well.
+            ValueError: If trainer or model are set to what is not for these devices.
         """
         import torch_xla
 
         assert self.accelerator is not None
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        flag = trainer._accelerator_connector._precision_flag  # 32-true also where nothing is set
-        if flag not in ("32-true", self.precision_plugin.precision):
-            raise ValueError(
-                f"trainer.precision is {flag}, but trainer.strategy.init_args.precision is "
-                f"{self.precision_plugin.precision}; set trainer.precision to null"
-            )
+        assert self.lightning_module is not None
+        check_trainer(self.lightning_module.trainer, str(self.precision_plugin.precision))
+        check_backbone(self.lightning_module)
         self.set_world_ranks()
         consensus.join_hosts(self.world_size)
         torch_xla.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
@@ -135,7 +126,7 @@ class XLASPMDStrategy(HostsStrategy):
         """Divide the model over the devices, once all hosts agree.
 
         Raises:
-            ValueError: If sharding, model and mesh do not fit, or hosts differ.
+            ValueError: If sharding, model and mesh do not fit, hosts differ, or the optimizer is not for these devices.
         """
         assert self.accelerator is not None
         assert isinstance(self.model, LightningModule)
@@ -146,14 +137,14 @@ class XLASPMDStrategy(HostsStrategy):
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         parameters = dict(backbone.named_parameters(remove_duplicate=False))
-        self._specs = {}
+        self.specs = {}
         for name, spec in specs.items():
-            self._specs.setdefault(parameters[name], spec)
-        for parameter, spec in self._specs.items():
+            self.specs.setdefault(parameters[name], spec)
+        for parameter, spec in self.specs.items():
             shard(parameter, self.mesh, spec)
         self._hooks = self.sharding.constrain(backbone, self.mesh)
         if self.scan_layers:
-            scan_layers(backbone, self.gradient_checkpointing)
+            self._hooks += scan_layers(backbone, self.gradient_checkpointing, self.offload)
         elif self.gradient_checkpointing or backbone.is_gradient_checkpointing:
             from torch_xla.utils.checkpoint import checkpoint
 
@@ -163,6 +154,7 @@ class XLASPMDStrategy(HostsStrategy):
                 metric.sync_on_compute = metric._to_sync = False
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
+            check_optimizers(self.optimizers)
         self.setup_precision_plugin()
         _optimizers_to_device(self.optimizers, self.root_device)
         self._marked = self._compared = False
@@ -201,23 +193,12 @@ class XLASPMDStrategy(HostsStrategy):
             )
         return send_rows(tensor, self.mesh, self.root_device)
 
-    def available_flops(self) -> int | None:
-        """Peak FLOPs per second of all devices together; None where they are no TPUs."""
-        import torch_xla.runtime as xr
-
-        if xr.device_type() != "TPU":
-            return None
-        return (get_available_flops(self.root_device, torch.bfloat16) or 0) * size(self.mesh, *AXES) or None
+    def available_flops(self) -> float | None:
+        """Peak FLOPs per second of all devices of all hosts together; None where it is not known."""
+        peak = peak_flops()
+        return None if peak is None else peak * size(self.mesh, *AXES)
 
     # Steps
-
-    def on_train_start(self) -> None:
-        """Go on with the random numbers of a checkpoint: every program that ran since drew some."""
-        import torch_xla.core.xla_model as xm
-
-        if self._random is not None:
-            xm.set_rng_state(self._random)
-            self._random = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Run what callbacks left behind, so that every step is the same program."""
@@ -236,7 +217,7 @@ class XLASPMDStrategy(HostsStrategy):
                 group["capturable"] = True  # AdamW counts on the device: its corrections turn into the constant 1
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         if not self._marked:
-            shard_optimizer(optimizer, self._specs, self.mesh)
+            shard_optimizer(optimizer, self.specs, self.mesh)
             self._marked = True
         self._run()
         return result
@@ -261,55 +242,6 @@ class XLASPMDStrategy(HostsStrategy):
         import torch_xla
 
         torch_xla.sync()
-
-    # Checkpoints
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Weights: on the devices for a sharded checkpoint, else gathered in main memory."""
-        assert self.lightning_module is not None
-        if self.checkpoint == "sharded":
-            return self.lightning_module.state_dict()
-        return whole(self.lightning_module.state_dict(keep_vars=True))  # parameters themselves: tied ones are one
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """State of ``optimizer``, as any other strategy would have it; where it is, see above."""
-        state: dict[str, Any] = super().optimizer_state(optimizer)
-        groups = [
-            {**group, **({"capturable": False} if "capturable" in group else {})} for group in state["param_groups"]
-        ]
-        state = {**state, "param_groups": groups}
-        return state if self.checkpoint == "sharded" else whole(state)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, whole or not at all. Every host must call it."""
-        import torch_xla.core.xla_model as xm
-
-        self._run()
-        checkpoint[RANDOM] = xm.get_rng_state()
-        if self.checkpoint == "full":
-            if self.is_global_zero:
-                self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-            return
-        names = {parameter: name for name, parameter in self.lightning_module.named_parameters()}  # type: ignore[union-attr]
-        order = [[names[p] for group in o.param_groups for p in group["params"]] for o in self.optimizers]
-        write_sharded(checkpoint, Path(self.broadcast(str(filepath))), order)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of either kind, written under any strategy or mesh, into main memory."""
-        checkpoint = read_checkpoint(str(checkpoint_path))
-        self._random = checkpoint.get(RANDOM)
-        return checkpoint
-
-    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Load optimizer states, in the formats they were saved in: PyTorch casts them to those of the weights."""
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(saved)
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for number, state in saved["state"].items():
-                device_state = {key: move_data_to_device(value, self.root_device) for key, value in state.items()}
-                optimizer.state[parameters[number]] = device_state
-            shard_optimizer(optimizer, self._specs, self.mesh)
-            self._marked = True
 
     def teardown(self) -> None:
         """Leave the model in main memory, its tied weights tied."""

@@ -12,9 +12,10 @@ import torch
 import torch_xla
 import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import DeviceStatsMonitor, ModelCheckpoint
 
-from callbacks import Preemption
+from callbacks import Preemption, Throughput
+from callbacks.export import full_weights
 from coda.xla import ShardingMap, XLASPMDStrategy, consensus
 from coda.xla.checkpointing import read_checkpoint
 from coda.xla.mesh import build_mesh
@@ -22,17 +23,22 @@ from tests.xla.fits import adamw, data, folder, module, strategy, trainer, two_a
 
 
 def fit(
-    chosen: XLASPMDStrategy, *callbacks: Callback, rows: int = 8, sizes: dict[str, int] | None = None, **options: Any
+    chosen: XLASPMDStrategy,
+    *callbacks: Callback,
+    rows: int = 8,
+    sizes: dict[str, Any] | None = None,
+    optimizer: Any = adamw,
+    **options: Any,
 ) -> None:
     seed_everything(0, verbose=False)
     runner = trainer(chosen, *callbacks, **{"max_steps": 1, **options})
-    runner.fit(module(adamw, **(sizes or {})), data(global_batch_size=rows))
+    runner.fit(module(optimizer, **(sizes or {})), data(global_batch_size=rows))
 
 
 def refused(function: Callable[[], Any]) -> str:
     try:
         function()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter are torch's own
         return str(error)
     return "accepted"
 
@@ -54,6 +60,12 @@ REFUSED: dict[str, Callable[[], Any]] = {
         XLASPMDStrategy({"tensor": 4}, sharding=two_axes(), precision="32-true"), sizes={"hidden_size": 64}
     ),
     "precision twice": lambda: fit(strategy("1,4,1"), precision="bf16-mixed"),
+    "compiled layers": lambda: fit(strategy("1,4,1"), sizes={"compile_layers": True}),
+    "selective": lambda: fit(strategy("1,4,1"), sizes={"gradient_checkpointing": "selective"}),
+    "sampler": lambda: fit(strategy("1,4,1"), use_distributed_sampler=True),
+    "device statistics": lambda: fit(strategy("1,4,1"), DeviceStatsMonitor()),
+    "torch's Adafactor": lambda: fit(strategy("1,4,1"), optimizer=torch.optim.Adafactor),
+    "fused": lambda: fit(strategy("1,4,1"), optimizer=lambda groups: torch.optim.AdamW(groups, fused=True)),
     "two devices": lambda: trainer(strategy("1,4,1"), devices=2),
     "pattern": lambda: fit(strategy("1,4,1", sharding=map_of(model__layer=["fsdp"]))),
     "dimensions": lambda: fit(strategy("1,4,1", sharding=map_of(model__norm__weight=["fsdp", None]))),
@@ -196,14 +208,40 @@ def products(gradient_checkpointing: bool) -> int:
     return max(text.count(" dot(") + text.count("__onednn$matmul") for text in texts)
 
 
+class Exported(Callback):
+    """What an export would write, whether checkpoints are sharded or full."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = full_weights(trainer)
+
+
 def names() -> dict[str, Any]:
-    """Weights keep their names and are tied again after a fit; hooks are gone."""
-    model = module()
-    runner = trainer(strategy("2,2,1"), max_steps=1)
+    """Weights keep their names and are tied again after a fit; hooks are gone. Then the same model is tested."""
+    model, exported = module(), Exported()
+    runner = trainer(strategy("2,2,1"), exported, max_steps=1)
     runner.fit(model, data())
     head, embedding = model.backbone.lm_head.weight, model.backbone.model.embed_tokens.weight
     hooks = sum(len(part._forward_hooks) for part in model.modules())
-    return {"names": sorted(model.state_dict()), "tied": head is embedding, "device": head.device.type, "hooks": hooks}
+    found = {"names": sorted(model.state_dict()), "tied": head is embedding, "device": head.device.type, "hooks": hooks}
+    there = exported.weights
+    found["exported"] = {
+        "equal": there.keys() == model.state_dict().keys()
+        and all(torch.equal(value, there[name]) for name, value in model.state_dict().items()),
+        "tied": there["backbone.lm_head.weight"] is there["backbone.model.embed_tokens.weight"],
+        "devices": sorted({value.device.type for value in there.values()}),
+    }
+    return found | others(model)
+
+
+def others(model: Any) -> dict[str, Any]:
+    """Test and predict, on the devices and on the CPU."""
+    found: dict[str, Any] = {}
+    for place, chosen in (("there", strategy("1,4,1")), ("here", None)):
+        runner = trainer(chosen, limit_predict_batches=1)
+        (scores,) = runner.test(model, data(), verbose=False)
+        (predicted,) = runner.predict(model, data())
+        found[place] = {"bound": scores["test/bound"], "sequences": predicted["sequences"].tolist()}
+    return {"elsewhere": found}
 
 
 def preempted() -> dict[str, Any]:
@@ -218,6 +256,58 @@ def preempted() -> dict[str, Any]:
         written = read_checkpoint(str(left.parent / "last.ckpt"))
         return {"code": end.code, "steps": written["global_step"], "left": left.exists()}
     return {"code": None}
+
+
+class Clock:
+    """A step takes two seconds."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Rates(Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.seen: dict[str, float] = {}
+        self.flops = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.now += 2
+        self.flops = pl_module.flops(8, 32)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "throughput" in name}
+
+
+def peak(chip: Any) -> float | None:
+    """Of four chips of some kind; ``chip`` answers what they are."""
+    with (
+        mock.patch("torch_xla._internal.tpu.get_tpu_type", chip),
+        mock.patch.object(xr, "device_type", return_value="TPU"),
+    ):
+        return strategy("1,4,1").available_flops()
+
+
+def speed(flops: float | None) -> dict[str, float]:
+    """What is logged of the speed on devices that can do ``flops`` together."""
+    rates, chosen = Rates(Clock()), strategy("1,4,1")
+    with (
+        mock.patch("callbacks.throughput.time", rates.clock),
+        mock.patch.object(chosen, "available_flops", return_value=flops),
+    ):
+        fit(chosen, rates, Throughput(), max_steps=3, log_every_n_steps=1)
+    return rates.seen | {"flops": rates.flops}
+
+
+def speeds() -> dict[str, Any]:
+    def unreachable() -> str:
+        raise OSError("no metadata server")
+
+    peaks = {chip: peak(lambda chip=chip: chip) for chip in ("v4", "v5p", "v9")}
+    peaks |= {"unreachable": peak(unreachable), "CPU": strategy("1,4,1").available_flops()}
+    return {"peaks": peaks, "known": speed(peaks["v4"]), "unknown": speed(None)}
 
 
 class Signal(Callback):
@@ -238,6 +328,7 @@ if __name__ == "__main__":
         "divided": {mesh: divided(mesh) for mesh in ("2,2,1", "1,2,2")},
         "names": names(),
         "preempted": preempted(),
+        "speeds": speeds(),
     }
     assert torch.get_default_dtype() == torch.float32
     print("RESULT" + json.dumps(results))

@@ -23,6 +23,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embedding
 SPECIAL = {"mask_token_id": 1, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
 ROWS, LENGTH = 4, 24
 XLA = torch.device("xla")
+OFFLOADED = [[], ["input"], ["input", "self_attn"], ["self_attn.q_proj", "mlp.up_proj"]]
 
 
 def build(layers: int, mode: str, mesh: Any) -> CoDALanguageModel:
@@ -64,12 +65,35 @@ def steps(model: CoDALanguageModel, mesh: Any) -> list[Tensor]:
     return found
 
 
-def products(model: CoDALanguageModel, mesh: Any) -> int:
-    """Matrix products in the program of a forward and a backward pass."""
+def program(model: CoDALanguageModel, mesh: Any) -> str:
+    """That of a forward and a backward pass."""
     states = model(**inputs(0, mesh), output_logits=False).last_hidden_state
     states.sin().sum().backward()
-    gradients = [parameter.grad for parameter in model.model.parameters()]
-    return len(re.findall(r" dot\(", torch_xla._XLAC._get_xla_tensors_hlo(gradients)))
+    return str(torch_xla._XLAC._get_xla_tensors_hlo([parameter.grad for parameter in model.model.parameters()]))
+
+
+def products(model: CoDALanguageModel, mesh: Any) -> int:
+    """Matrix products in the program."""
+    return len(re.findall(r" dot\(", program(model, mesh)))
+
+
+def offloaded(names: list[str], mesh: Any) -> dict[str, Any]:
+    """What the program moves to the host and back, and its matrix products. A CPU cannot run it."""
+    model = build(4, "loop", mesh)
+    hooks = scan_layers(model, recompute=True, offload=names)
+    text = program(model, mesh)
+    calls = [line for line in text.splitlines() if 'custom_call_target="annotate_device_placement"' in line]
+    found = {place: sum(f'="{place}"' in line for line in calls) for place in ("pinned_host", "device")}
+    shapes = sorted({re.search(r"= (\w+\[[\d,]*\])", line)[1] for line in calls})  # type: ignore[index]
+    return found | {"shapes": shapes, "products": len(re.findall(r" dot\(", text)), "hooks": len(hooks)}
+
+
+def refused(function: Any) -> str:
+    try:
+        function()
+    except ValueError as error:
+        return str(error)
+    return "accepted"
 
 
 def cached(model: CoDALanguageModel) -> Tensor:
@@ -80,6 +104,19 @@ def cached(model: CoDALanguageModel) -> Tensor:
         cache = DynamicCache(config=model.config)
         model(ids[:, :half], past_key_values=cache, use_cache=True, output_logits=False)
         return model(ids[:, half:], past_key_values=cache, use_cache=True, output_logits=False).last_hidden_state.cpu()
+
+
+def scan_fresh(offload: list[str], recompute: bool = True) -> None:
+    scan_layers(CoDALanguageModel._from_config(CoDAConfig(**SIZES, **HEADS, **SPECIAL)), recompute, offload)
+
+
+REFUSED = {
+    "no loop": lambda: strategy("1,4,1", offload=["input"]),
+    "no TPU": lambda: strategy("1,4,1", scan_layers=True, offload=["input"]),
+    "no recomputation": lambda: scan_fresh(["input"], recompute=False),
+    "no such part": lambda: scan_fresh(["input", "attention"]),
+    "twice": lambda: scan_fresh(["input", "input"]),
+}
 
 
 def main() -> dict[str, Any]:
@@ -99,6 +136,8 @@ def main() -> dict[str, Any]:
             "names": list(model.state_dict()) == names,
         }
         results["products"][mode] = [products(build(n, mode, mesh), mesh) for n in (2, 4)]
+    results["offloaded"] = {", ".join(names): offloaded(names, mesh) for names in OFFLOADED}
+    results["refused"] = {name: refused(function) for name, function in REFUSED.items()}
     return results | fits | {"moves": float((expected[0] - expected[1]).abs().max())}
 
 

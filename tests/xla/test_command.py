@@ -1,9 +1,6 @@
 """The command line trains a stage on four XLA devices: validation, sampling, checkpoints, export, and going on."""
 
-import importlib.util
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from coda.sharded import is_sharded
-from tests.xla.programs import FLAGS, ROOT
+from tests.xla.programs import run_python
 
 pytestmark = pytest.mark.slow
 CONFIGS = ["configs/stage2.yaml", "configs/rehearsal.yaml", "configs/trainer/xla_cpu.yaml"]
@@ -33,21 +30,11 @@ SMALL = {
 
 
 def command(subcommand: str, corpus: Path, folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    if importlib.util.find_spec("torch_xla") is None:
-        pytest.skip("torch_xla is not installed: make test-xla")
-    hardware = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "XLA_FLAGS": FLAGS, "CODA_CACHE": str(folder / "cache")}
     sources = f'[{{"class_path": "coda.data.TextFiles", "init_args": {{"paths": ["{corpus}"]}}}}]'
     settings = {**SMALL, "data.init_args.sources": sources, "trainer.logger.init_args.save_dir": folder, **options}
     arguments = [part for config in CONFIGS for part in ("--config", config)]
     arguments += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return subprocess.run(
-        [sys.executable, "main.py", subcommand, *arguments],
-        env=os.environ | hardware,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("main.py", subcommand, *arguments, devices=4, CODA_CACHE=str(folder / "cache"))
 
 
 @pytest.fixture(scope="module")

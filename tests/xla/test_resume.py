@@ -44,6 +44,10 @@ def test_everything_is_saved(runs: dict[str, dict[str, Any]], case: str) -> None
     assert run["rates"] == pytest.approx([3e-3 * 0.8] * 2)  # step 4 of 8, 3 of them warm-up
 
 
+def test_every_run_with_the_same_seed_begins_with_the_same_random_numbers(runs: dict[str, dict[str, Any]]) -> None:
+    assert len({run["fresh"] for run in runs.values()}) == 1
+
+
 def test_optimizer_states_stay_divided_and_in_their_format(runs: dict[str, dict[str, Any]]) -> None:
     for case in CASES:
         before, after = runs[case]["divided"]

@@ -1,6 +1,7 @@
 """Layers scanned by the device are the layers one by one: values, gradients, names; and one program for all of them."""
 
 import importlib.util
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,40 @@ def test_four_layers_are_no_more_products_than_two(results: dict[str, Any]) -> N
     for mode in MODES:
         assert products[mode][0] == products[mode][1]
     assert products["recomputed"][0] > products["scanned"][0], "nothing is computed again"
+
+
+@pytest.mark.slow
+def test_named_results_go_to_the_host_and_come_back(results: dict[str, Any]) -> None:
+    """Once in the loop over all layers and once in the loop back; what is kept is not computed again."""
+    offloaded, hidden = results["offloaded"], "f32[4,24,32]"
+    nothing = offloaded[""]
+    assert nothing == {"pinned_host": 0, "device": 0, "shapes": [], "products": nothing["products"], "hooks": 0}
+    assert nothing["products"] == results["products"]["recomputed"][0]
+    assert offloaded["input"] == nothing | {"pinned_host": 1, "device": 1, "shapes": [hidden]}
+    both = offloaded["input, self_attn"]
+    assert both["pinned_host"] == both["device"] == 2 and both["shapes"] == [hidden]
+    assert both["products"] == nothing["products"] - 1, "that of o_proj"
+    parts = offloaded["self_attn.q_proj, mlp.up_proj"]
+    assert parts["pinned_host"] == parts["device"] == 2 and parts["shapes"] == [hidden, "f32[4,24,48]"]
+    assert parts["products"] == nothing["products"] - 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no loop", r"offload is \['input'\], but scan_layers is false"),
+        ("no TPU", r"offload is \['input'\], but PJRT_DEVICE is CPU"),
+        ("no recomputation", "offload needs gradient_checkpointing"),
+        (
+            "no such part",
+            "has 'attention', which is no part of a layer.*choose among input, self_attn, self_attn.q_proj",
+        ),
+        ("twice", "has 'input', which .* is there twice"),
+    ],
+)
+def test_what_cannot_be_kept_on_the_host_is_refused(results: dict[str, Any], case: str, message: str) -> None:
+    assert re.search(message, results["refused"][case]), results["refused"][case]
 
 
 @pytest.mark.slow

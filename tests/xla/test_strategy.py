@@ -20,6 +20,12 @@ REFUSED = {
     "rows of a micro-batch": "2 rows, which .* trainer.accumulate_grad_batches",
     "heads": "4 devices along tensor, which do not divide the model's 2 num_key_value_heads",
     "precision twice": "trainer.precision is bf16-mixed, but .*precision is 32-true; set trainer.precision to null",
+    "compiled layers": "compile_layers is true, but on XLA devices .* set it to false",
+    "selective": "gradient_checkpointing is selective, .* and trainer.strategy.init_args.gradient_checkpointing to true",
+    "sampler": "use_distributed_sampler is true, .* would shuffle them; set it to false",
+    "device statistics": "callbacks has a DeviceStatsMonitor, .* take it out",
+    "torch's Adafactor": "model.optimizer is torch.optim.Adafactor, which waits .* set it to transformers.Adafactor",
+    "fused": "`fused=True` requires all the params to be",
     "two devices": "trainer.devices is 2, .* set it to auto",
     "pattern": "pattern 'model.layer' that no name of the model fits",
     "dimensions": r"model.norm.weight 2 dimensions, but it has \[32\]",
@@ -91,6 +97,25 @@ def test_the_model_comes_back_as_it_was(results: dict[str, Any]) -> None:
     names = results["names"]
     assert len(names["names"]) == 25 and "backbone.model.layers.1.mlp.up_proj.weight" in names["names"]
     assert names["tied"] and names["device"] == "cpu" and names["hooks"] == 0
+
+
+def test_an_export_has_all_weights_and_tied_ones_once(results: dict[str, Any]) -> None:
+    assert results["names"]["exported"] == {"equal": True, "tied": True, "devices": ["cpu"]}
+
+
+def test_testing_and_predicting_are_those_of_the_cpu(results: dict[str, Any]) -> None:
+    there, here = results["names"]["elsewhere"]["there"], results["names"]["elsewhere"]["here"]
+    assert there["bound"] == pytest.approx(here["bound"], abs=1e-5)
+    assert there["sequences"] == here["sequences"]
+
+
+def test_speed_is_that_of_all_rows_over_all_chips(results: dict[str, Any]) -> None:
+    """Of 8 rows of 32 tokens in two seconds, on four chips; what no one knows about a chip ends no run."""
+    known, unknown, peaks = (results["speeds"][name] for name in ("known", "unknown", "peaks"))
+    assert peaks == {"v4": 4 * 275e12, "v5p": 4 * 459e12, "v9": None, "unreachable": None, "CPU": None}
+    assert known["throughput/tokens_per_sec"] == unknown["throughput/tokens_per_sec"] == 8 * 32 / 2
+    assert known["throughput/mfu"] == pytest.approx(known["flops"] / 2 / (4 * 275e12))
+    assert "throughput/mfu" not in unknown
 
 
 def test_sigterm_writes_a_sharded_checkpoint_and_leaves(results: dict[str, Any]) -> None:
