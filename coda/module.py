@@ -187,6 +187,7 @@ class DiffusionModule(L.LightningModule):
         if self.annealing is not None and training:
             generator = self.seeded_generator(self.trainer.global_step)
             visible = self.annealing.visible(ids.shape[1], self.progress, ids.device, generator)
+        chosen = objective.select(masked.masked)  # before the body: see ExactSelection
         hidden = self.backbone(
             masked.noisy_input_ids,
             attention_mask=both(batch.get("attention_mask"), masked.attention_mask),
@@ -195,7 +196,7 @@ class DiffusionModule(L.LightningModule):
             visible=visible,
         ).last_hidden_state
         head = self.backbone.lm_head.weight
-        output = objective(hidden, head, masked.target_ids, masked.masked, masked.maskable, t)
+        output = objective(hidden, head, masked.target_ids, masked.masked, masked.maskable, t, chosen)
         return output, masked, t
 
     def _moving(self, value: float) -> Any:

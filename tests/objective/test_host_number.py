@@ -75,6 +75,17 @@ def test_a_step_reads_the_number_of_masked_tokens_and_nothing_else(
     assert all(parameter.grad is not None for parameter in made.backbone.parameters())
 
 
+def test_the_number_is_asked_for_before_the_body_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    ask = HostNumber.__init__
+    monkeypatch.setattr(HostNumber, "__init__", lambda number, value: (order.append("asked"), ask(number, value))[1])
+    made = module(RandomMasking(), DiffusionObjective())
+    made.backbone = CoDALanguageModel(CONFIG).train()
+    made.backbone.register_forward_pre_hook(lambda *_: order.append("body"))
+    step(made, documents=False)
+    assert order == ["asked", "body"]
+
+
 def test_without_values_a_reading_is_an_error() -> None:
     with pytest.raises(AssertionError, match="_local_scalar_dense"):
         step_without_values(module(RandomMasking(), DiffusionObjective()), documents=False)
