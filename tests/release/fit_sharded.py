@@ -9,23 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from callbacks import ModelExport
 from coda.adapter import LoRA
-from coda.module import DiffusionModule
+from coda.parallel import FSDP2Strategy
 from tests.conftest import Tiny
-
-
-class Sharded(DiffusionModule):
-    """Every process holds a part of each weight."""
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        assert self.device_mesh is not None
-        fully_shard(self.backbone, mesh=self.device_mesh["data_parallel"])
 
 
 def gathered(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -40,12 +29,11 @@ def main(corpus: str, folder: str, adapter: str = "") -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"adapter": LoRA(rank=2)} if adapter else {}
     made = tiny.module(**options)
-    made.__class__ = Sharded
     keeper = ModelCheckpoint(Path(folder) / "checkpoints", filename="last", every_n_train_steps=2)
     trainer = tiny.trainer(
         keeper,
         ModelExport(str(Path(folder) / "export"), verify=False),
-        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        strategy=FSDP2Strategy(),
         devices=2,
         max_steps=2,
         limit_val_batches=0,
