@@ -4,5 +4,5 @@ import os
 
 __version__ = "0.1.0"
 
-# Errors alone: XLA warns of its partitioner at every compilation. It reads this when it is loaded, which transformers does.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Where torch_xla is installed, transformers would import it, and it chooses its hardware by itself if nobody did.
+os.environ.setdefault("USE_TORCH_XLA", "0")

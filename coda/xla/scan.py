@@ -42,6 +42,9 @@ def scan_layers(model: PreTrainedModel, recompute: bool = False, offload: Sequen
         recompute = True
     if offload and not recompute:
         raise ValueError(f"{SETTING} needs gradient_checkpointing: without it, all else stays on the device as well")
+    from torch_xla.experimental import scan_layers as experimental
+
+    experimental._ONE_LAYER_CACHE.clear()  # its keys are addresses, which new layers may have again
     hooks = name_results(model.model.layers[0], offload)  # the loop is a copy of the first layer
     model.model.layers = ScannedLayers(model.model.layers, recompute, INPUT in offload)
     return hooks
@@ -59,8 +62,10 @@ class ScannedLayers(nn.ModuleList):
     def __init__(self, layers: nn.ModuleList, recompute: bool, offload: bool) -> None:
         super().__init__(layers)  # keeps their names
         self.partition = keep_named if recompute else default_partition
-        # In a tuple, for their parameters already have their names.
-        self.steps = tuple(_Step(layer, offload) for layer in layers)
+        self.offload = offload
+        # By the mask's dtype, since the loop is a copy of the first layer, once made. In tuples, for parameters already
+        # have their names.
+        self.steps: dict[torch.dtype | None, tuple[_Step, ...]] = {}
 
     def __getitem__(self, index: Any) -> Any:
         return [self.run] if isinstance(index, slice) else super().__getitem__(index)
@@ -83,21 +88,22 @@ class ScannedLayers(nn.ModuleList):
 
         # The loop carries floating point alone. What a layer does not get by argument would be that of the first call.
         mask = () if attention_mask is None else (attention_mask.float(),)
-        for step in self.steps:
-            step.mask_dtype = None if attention_mask is None else attention_mask.dtype
+        dtype = None if attention_mask is None else attention_mask.dtype
+        if dtype not in self.steps:
+            self.steps[dtype] = tuple(_Step(layer, dtype, self.offload) for layer in self)
         carried = (hidden_states, *position_embeddings, *mask)
         options = {"partition_fn": self.partition, "is_layer_pure": True}
-        return experimental.scan_layers(self.steps, carried, **options)[0]
+        return experimental.scan_layers(self.steps[dtype], carried, **options)[0]
 
 
 class _Step(nn.Module):
     """A layer as a function from what the loop carries to what it carries on."""
 
-    def __init__(self, layer: nn.Module, offload: bool) -> None:
+    def __init__(self, layer: nn.Module, mask_dtype: torch.dtype | None, offload: bool) -> None:
         super().__init__()
         self.layer = layer
+        self.mask_dtype = mask_dtype
         self.offload = offload
-        self.mask_dtype: torch.dtype | None = None
 
     def forward(self, hidden: Tensor, cosine: Tensor, sine: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
         read = mask[0].to(self.mask_dtype) if mask else None

@@ -14,12 +14,13 @@ import torch_xla.runtime as xr
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import DeviceStatsMonitor, ModelCheckpoint
 
-from callbacks import Preemption, Throughput
+from callbacks import Preemption
 from callbacks.export import full_weights
 from coda.xla import ShardingMap, XLASPMDStrategy, consensus
 from coda.xla.checkpointing import read_checkpoint
 from coda.xla.mesh import build_mesh
 from tests.xla.fits import adamw, data, folder, module, strategy, trainer, two_axes
+from tests.xla.speeds import speeds
 
 
 def fit(
@@ -236,6 +237,7 @@ def names() -> dict[str, Any]:
 def others(model: Any) -> dict[str, Any]:
     """Test and predict, on the devices and on the CPU."""
     found: dict[str, Any] = {}
+    model.backbone.generation_config.steps = 1  # in which all positions are predicted from the same canvas
     for place, chosen in (("there", strategy("1,4,1")), ("here", None)):
         runner = trainer(chosen, limit_predict_batches=1)
         (scores,) = runner.test(model, data(), verbose=False)
@@ -256,58 +258,6 @@ def preempted() -> dict[str, Any]:
         written = read_checkpoint(str(left.parent / "last.ckpt"))
         return {"code": end.code, "steps": written["global_step"], "left": left.exists()}
     return {"code": None}
-
-
-class Clock:
-    """A step takes two seconds."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-class Rates(Callback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.seen: dict[str, float] = {}
-        self.flops = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.clock.now += 2
-        self.flops = pl_module.flops(8, 32)
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "throughput" in name}
-
-
-def peak(chip: Any) -> float | None:
-    """Of four chips of some kind; ``chip`` answers what they are."""
-    with (
-        mock.patch("torch_xla._internal.tpu.get_tpu_type", chip),
-        mock.patch.object(xr, "device_type", return_value="TPU"),
-    ):
-        return strategy("1,4,1").available_flops()
-
-
-def speed(flops: float | None) -> dict[str, float]:
-    """What is logged of the speed on devices that can do ``flops`` together."""
-    rates, chosen = Rates(Clock()), strategy("1,4,1")
-    with (
-        mock.patch("callbacks.throughput.time", rates.clock),
-        mock.patch.object(chosen, "available_flops", return_value=flops),
-    ):
-        fit(chosen, rates, Throughput(), max_steps=3, log_every_n_steps=1)
-    return rates.seen | {"flops": rates.flops}
-
-
-def speeds() -> dict[str, Any]:
-    def unreachable() -> str:
-        raise OSError("no metadata server")
-
-    peaks = {chip: peak(lambda chip=chip: chip) for chip in ("v4", "v5p", "v9")}
-    peaks |= {"unreachable": peak(unreachable), "CPU": strategy("1,4,1").available_flops()}
-    return {"peaks": peaks, "known": speed(peaks["v4"]), "unknown": speed(None)}
 
 
 class Signal(Callback):

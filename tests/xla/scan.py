@@ -41,20 +41,20 @@ def build(layers: int, mode: str, mesh: Any) -> CoDALanguageModel:
 
 
 def inputs(step: int, mesh: Any) -> dict[str, Tensor]:
-    """Another batch at every step: nothing of the first may be built into the loop."""
+    """Another batch at every step: nothing of the first may be built into the loop, not even that it has no mask."""
     generator = torch.Generator().manual_seed(step)
     made = {
         "input_ids": torch.randint(2, 60, (ROWS, LENGTH), generator=generator),
         "attention_mask": torch.rand(ROWS, LENGTH, generator=generator) < 0.9,
         "segment_ids": (torch.rand(ROWS, LENGTH, generator=generator) < 0.1).cumsum(dim=1),
     }
-    return {name: send_rows(tensor, mesh, XLA) for name, tensor in made.items()}
+    return {name: send_rows(tensor, mesh, XLA) for name, tensor in made.items() if step or name == "input_ids"}
 
 
 def steps(model: CoDALanguageModel, mesh: Any) -> list[Tensor]:
-    """The hidden states and all gradients of two steps, each as one vector."""
+    """The hidden states and all gradients of three steps, each as one vector."""
     found = []
-    for step in range(2):
+    for step in range(3):
         model.zero_grad()
         states = model(**inputs(step, mesh), output_logits=False).last_hidden_state
         states.sin().sum().backward()
@@ -67,7 +67,7 @@ def steps(model: CoDALanguageModel, mesh: Any) -> list[Tensor]:
 
 def program(model: CoDALanguageModel, mesh: Any) -> str:
     """That of a forward and a backward pass."""
-    states = model(**inputs(0, mesh), output_logits=False).last_hidden_state
+    states = model(**inputs(1, mesh), output_logits=False).last_hidden_state
     states.sin().sum().backward()
     return str(torch_xla._XLAC._get_xla_tensors_hlo([parameter.grad for parameter in model.model.parameters()]))
 
@@ -138,7 +138,7 @@ def main() -> dict[str, Any]:
         results["products"][mode] = [products(build(n, mode, mesh), mesh) for n in (2, 4)]
     results["offloaded"] = {", ".join(names): offloaded(names, mesh) for names in OFFLOADED}
     results["refused"] = {name: refused(function) for name, function in REFUSED.items()}
-    return results | fits | {"moves": float((expected[0] - expected[1]).abs().max())}
+    return results | fits | {"moves": float((expected[1] - expected[2]).abs().max())}
 
 
 if __name__ == "__main__":

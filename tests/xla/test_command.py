@@ -29,12 +29,16 @@ SMALL = {
 }
 
 
-def command(subcommand: str, corpus: Path, folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+def command(
+    subcommand: str, corpus: Path, folder: Path, hardware: str = "CPU", **options: Any
+) -> "subprocess.CompletedProcess[str]":
     sources = f'[{{"class_path": "coda.data.TextFiles", "init_args": {{"paths": ["{corpus}"]}}}}]'
     settings = {**SMALL, "data.init_args.sources": sources, "trainer.logger.init_args.save_dir": folder, **options}
     arguments = [part for config in CONFIGS for part in ("--config", config)]
     arguments += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return run_python("main.py", subcommand, *arguments, devices=4, CODA_CACHE=str(folder / "cache"))
+    return run_python(
+        "main.py", subcommand, *arguments, devices=4, CODA_CACHE=str(folder / "cache"), PJRT_DEVICE=hardware
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,9 @@ def test_two_precisions_are_one_line(corpus: Path, tmp_path: Path) -> None:
     done = command("fit", corpus, tmp_path, **{"trainer.max_steps": 1, "trainer.precision": "bf16-mixed"})
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: trainer.precision is bf16-mixed, but")
+
+
+def test_no_hardware_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """Although torch_xla, once something imports it, would take the CPU."""
+    done = command("fit", corpus, tmp_path, hardware="", **{"trainer.max_steps": 1})
+    assert done.returncode != 0 and "PJRT_DEVICE is not set" in done.stderr
