@@ -1,6 +1,7 @@
 """How every command of this project ends where a setting does not fit: with one line."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,4 +19,12 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("CODA_TRACEBACK") or not isinstance(error, (ValueError, *kinds)):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_reason(str(error))}")
+
+
+def _reason(message: str) -> str:
+    """``message`` in one line; of jsonargparse's account of all types that would do, only what a constructor complained of."""
+    if not message.startswith("Does not validate against any of the Union subtypes"):
+        return " ".join(message.split())  # those of other libraries may have several lines
+    reasons = re.findall(r"^ *- (?!Expected a |Does not validate )(.+)$", message, flags=re.MULTILINE)
+    return reasons[0] if len(reasons) == 1 else message

@@ -168,6 +168,11 @@ def test_a_bad_setting_is_an_error_that_names_it(
         (["--data.tokenizer", "nowhere"], ["data.tokenizer is 'nowhere'"]),
         (["--data.sources+=TextFiles", "--data.sources.paths=[nowhere]"], ["TextFiles.paths names nowhere"]),
         (["--data.vocab_size", "100"], ["data.vocab_size is 100"]),
+        (["--data.sequence_length", "1"], ["error: data.sequence_length is 1"]),
+        (
+            ["--data.sources+=TextFiles", "--data.sources.paths=[]", "--data.sources.max_tokens=0"],
+            ["error: ", "max_tokens"],
+        ),
     ],
 )
 def test_what_cannot_run_is_one_line_and_leaves_nothing_behind(
@@ -180,6 +185,7 @@ def test_what_cannot_run_is_one_line_and_leaves_nothing_behind(
         entry.main()
     message = str(stopped.value.code)
     assert message.startswith("error: ")
+    assert "\n" not in message
     assert all(word in message for word in words), message
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "cache" / "corpora").exists()

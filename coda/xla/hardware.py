@@ -28,7 +28,8 @@ def check_runtime() -> None:
             "the environment variable PJRT_DEVICE is not set, and torch_xla would guess the hardware; set "
             "PJRT_DEVICE=TPU, or PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 for four devices of a CPU"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors alone: XLA 2.9 warns of its partitioner at every compilation
+    # Errors alone: XLA warns of its partitioner at every compilation.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def peak_flops() -> float | None:
