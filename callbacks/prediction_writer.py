@@ -7,6 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from coda.steps import replicas
+
 
 class PredictionWriter(BasePredictionWriter):
     """Appends what ``main.py predict`` generates to ``predictions-RANK.jsonl`` in the logger's folder, as it comes."""
@@ -21,7 +23,9 @@ class PredictionWriter(BasePredictionWriter):
         self.path.write_text("")
 
     def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *_: Any) -> None:
-        """Decode and append one batch."""
+        """Decode and append one batch; where a batch is one tensor of all hosts, the first of them does."""
+        if replicas(trainer) == 1 and not trainer.is_global_zero:
+            return
         decode = trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
         rows = zip(prediction["reference"], prediction["sequences"], prediction["written"], strict=True)
         with self.path.open("a", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _reason(message: str) -> str:
-    """``message`` in one line; of jsonargparse's account of all types that would do, only what a constructor complained of."""
+    """``message`` in one line; of jsonargparse's account of all types, only what a constructor complained of."""
     if not message.startswith("Does not validate against any of the Union subtypes"):
         return " ".join(message.split())  # those of other libraries may have several lines
     reasons = re.findall(r"^ *- (?!Expected a |Does not validate )(.+)$", message, flags=re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,3 +74,22 @@ def test_of_conversations_the_model_writes_the_response(tiny: Tiny, multiple: in
         assert texts["completion"] == data.tokenizer.decode(sequences[i][start:stop])
         assert torch.equal(sequences[i][:start], row["input_ids"][:start])
         assert (sequences[i][stop:] == data.tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize(("replicas", "rank", "written"), [(1, 0, True), (1, 1, False), (2, 1, True)])
+def test_one_process_writes_where_a_batch_is_that_of_all(
+    tmp_path: Path, replicas: int, rank: int, written: bool
+) -> None:
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(replicas=replicas),
+        is_global_zero=rank == 0,
+        global_rank=rank,
+        log_dir=str(tmp_path),
+        datamodule=SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: str(ids.tolist()))),
+    )
+    ids = torch.arange(4)[None]
+    prediction = {"reference": ids, "sequences": ids, "written": ids > 1}
+    writer, module = PredictionWriter(), None
+    writer.on_predict_start(trainer, module)  # type: ignore[arg-type]
+    writer.write_on_batch_end(trainer, module, prediction)  # type: ignore[arg-type]
+    assert bool((tmp_path / f"predictions-{rank}.jsonl").read_text()) == written
