@@ -82,6 +82,7 @@ def test_one_process_writes_where_a_batch_is_that_of_all(
 ) -> None:
     trainer: Any = SimpleNamespace(
         strategy=SimpleNamespace(replicas=replicas),
+        world_size=2,
         is_global_zero=rank == 0,
         global_rank=rank,
         log_dir=str(tmp_path),
