@@ -60,7 +60,10 @@ class Clock:
 
 
 def measure(variant: Variant, config: CoDAConfig, length: int, tokens: int, steps: int, limit: int) -> Measured:
-    """Measure one variant in this process, at ``tokens`` tokens; then find the most rows that fit, up to ``limit``."""
+    """Measure one variant in this process, at ``tokens`` tokens; then find the most rows that fit, up to ``limit``.
+
+    A compiled layer is compiled for the first number of rows, and once more for all others.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, loss = build(variant, config, device)
     optimizer = OPTIMIZERS[variant.optimizer](model.parameters())

@@ -31,6 +31,7 @@ def measure(variant: str, steps: int, length: int = LENGTH, vocabulary: int = VO
     config = CoDAConfig(vocab_size=vocabulary, mask_token_id=vocabulary - 267, pad_token_id=0, **sizes, **heads)
     model, loss_of = variants()[variant](config, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # without state, so that memory is that of the loss
+    torch.manual_seed(1)  # the same rows for all variants, whatever they drew for their weights
     ids = torch.randint(0, vocabulary - 300, (ROWS, length))
     base = _mib("VmRSS")
     times: dict[str, list[float]] = {part: [] for part in PARTS}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Rows of logits held at once: on a CPU a chunk should stay near the caches, on an accelerator it must fill the device.
-CPU_CHUNK_SIZE = 128
+CPU_CHUNK_SIZE = 256
 ACCELERATOR_CHUNK_SIZE = 2048
 
 
@@ -149,15 +149,22 @@ def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool], differenti
     nll, correct, *gradients, rows, head, target, token_weight = tensors
     grad_hidden = gradients[0] if wanted[0] else None
     grad_weight = gradients[-1] if wanted[1] else None
+    buffer = None
+    if (
+        rows.device.type == "cpu" and rows.ndim == 2
+    ):  # where fresh memory for each chunk takes as long as a pass over it
+        buffer = rows.new_empty(min(chunk_size, len(rows)), len(head))
     for start in range(0, target.shape[-1], chunk_size):
         chunk = slice(start, start + chunk_size)
-        logits = rows[..., chunk, :] @ head.T
+        out = None if buffer is None else buffer[: len(rows[chunk])]
+        logits = torch.matmul(rows[..., chunk, :], head.T, out=out)
         arguments = (target[..., chunk, None], token_weight[..., chunk, None], bool(gradients))
         nll[..., chunk, None], correct[..., chunk, None], grad_logits = differentiate(logits, *arguments)
         if grad_hidden is not None:
             grad_hidden[..., chunk, :] = grad_logits @ head
         if grad_weight is not None:
             _add_product(grad_weight, grad_logits.flatten(0, -2).T, rows[..., chunk, :].flatten(0, -2))
+        del logits, grad_logits  # before the next chunk is made
 
 
 def _differentiate(logits: Tensor, target: Tensor, token_weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -196,14 +196,12 @@ def test_float16_gradients_are_made_in_float32() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiled_it_gives_the_same(autocast: bool) -> None:
-    """With and without gradients, in chunks of two sizes."""
+    """In chunks of two sizes."""
     rows, head, target, token_weight = problem(vocab=200, dtype=torch.float32)
     found = []
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for compiled in (False, True):
             loss, *rest = masked_linear_cross_entropy(rows, head, target, token_weight, 10, compiled=compiled)
-            with torch.no_grad():
-                alone = masked_linear_cross_entropy(rows, head, target, token_weight, 10, compiled=compiled)[0]
-            found.append((loss.detach(), *rest, alone, *gradients(loss, rows, head)))
+            found.append((loss.detach(), *rest, *gradients(loss, rows, head)))
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=2e-2 if autocast else 1e-5)
