@@ -150,9 +150,7 @@ def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool], differenti
     grad_hidden = gradients[0] if wanted[0] else None
     grad_weight = gradients[-1] if wanted[1] else None
     buffer = None
-    if (
-        rows.device.type == "cpu" and rows.ndim == 2
-    ):  # where fresh memory for each chunk takes as long as a pass over it
+    if rows.device.type == "cpu" and rows.ndim == 2:  # there fresh memory for a chunk takes as long as a pass over it
         buffer = rows.new_empty(min(chunk_size, len(rows)), len(head))
     for start in range(0, target.shape[-1], chunk_size):
         chunk = slice(start, start + chunk_size)
