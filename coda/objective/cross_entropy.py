@@ -3,7 +3,7 @@
 The gradient of a weighted sum of cross-entropies with respect to the logits is known as soon as the logits are, so each
 chunk of rows is turned into its share of the gradients during the forward pass and forgotten. Against
 ``torch.nn.functional.linear_cross_entropy`` (torch 2.13) this has per-token weights, returns each token's loss, runs on
-torch 2.9 as well, and needs a fifth less memory at the same speed (``benchmarks/RESULTS.md``).
+torch 2.9 as well, and needs a fifth less memory and no more time (``benchmarks/RESULTS.md``).
 """
 
 from collections.abc import Callable, Sequence
