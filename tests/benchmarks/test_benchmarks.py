@@ -2,6 +2,7 @@
 
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_every_variant_of_the_gpu_is_built_and_computes_a_loss() -> None:
     for name, variant in gpu_variants.VARIANTS.items():
         if variant.lacks() is not None or variant.needs is not None:
             continue
-        config = CoDAConfig(**SIZES, mask_token_id=127, pad_token_id=0)
+        config = deepcopy(TINY)
         model, loss = gpu_variants.build(variant, config, CPU)
         if variant.mode is not None:
             layer = model.model.layers[0]
