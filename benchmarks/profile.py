@@ -14,12 +14,17 @@ from callbacks.profiler import StepProfiler
 from coda.cli import CodaCLI
 from coda.module import DiffusionModule
 
-QUIET = ("--sampling.at_validation=false", "--export.enabled=false", "--trainer.enable_progress_bar=false")
+QUIET = (
+    "--sampling.at_validation=false",
+    "--sampling.every_n_steps=0",
+    "--export.enabled=false",
+    "--trainer.enable_progress_bar=false",
+)
 
 
 def profile(config: str, steps: int, options: list[str], folder: str) -> StepProfiler:
     """Fit for ``steps`` optimizer steps under the profiler, with the run's files in ``folder``."""
-    args = ["fit", f"--config={config}", f"--trainer.max_steps={steps}", *QUIET, *options]
+    args = ["fit", f"--config={config}", *options, f"--trainer.max_steps={steps}", *QUIET]  # options may be configs
     args += [f"--trainer.logger.init_args.save_dir={folder}", "--trainer.profiler=callbacks.profiler.StepProfiler"]
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = CodaCLI(DiffusionModule, args=args).trainer

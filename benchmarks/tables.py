@@ -7,6 +7,7 @@ A benchmark prints where it ran and Markdown tables; :func:`write` puts what it 
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -40,7 +41,8 @@ def machine(device: torch.device | None = None) -> str:
 
 def print_command(module: str, about: str, device: torch.device | None = None) -> None:
     """Print the command, what is measured, and where."""
-    print(f"`python -m benchmarks.{module}`, {machine(device)}: {about}\n")
+    command = " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+    print(f"`{command}`, {machine(device)}: {about}\n")
 
 
 def write(name: str, text: str, path: Path = RESULTS) -> None:

@@ -1,6 +1,7 @@
 """Where the time of a training step goes, by parts with names of this project."""
 
 import time
+from typing import Any
 
 import torch
 from lightning.pytorch.profilers import Profiler
@@ -83,7 +84,10 @@ class StepProfiler(Profiler):
 
     def _watch(self) -> None:
         """Have the model tell when its part of a training step begins and ends."""
-        model = self._lightning_module.backbone  # type: ignore[attr-defined]  # the Trainer sets it
+        module: Any = self._lightning_module  # type: ignore[attr-defined]  # the Trainer sets it
+        if module.device.type == "xla":
+            raise ValueError("trainer.profiler is StepProfiler, but XLA runs a step as one program; set it to null")
+        model = module.backbone
         if model is not self.watched:
             model.register_forward_pre_hook(lambda module, args: self._turn("mask", "body"))
             model.register_forward_hook(lambda module, args, output: self._turn("body", "head and loss"))

@@ -27,4 +27,4 @@ def _reason(message: str) -> str:
     if not message.startswith("Does not validate against any of the Union subtypes"):
         return " ".join(message.split())  # those of other libraries may have several lines
     reasons = re.findall(r"^ *- (?!Expected a |Does not validate )(.+)$", message, flags=re.MULTILINE)
-    return reasons[0] if len(reasons) == 1 else message
+    return "; or: ".join(dict.fromkeys(reasons)) or " ".join(message.split())

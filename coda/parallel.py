@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, zeros
 from transformers import Adafactor
 
-from coda.checkpoint import RECORD
+from coda.checkpoint import RECORD, read_checkpoint
 from coda.files import replace_folder
 from coda.model import CoDALanguageModel
 
@@ -97,10 +97,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Load a checkpoint of any strategy and number of devices.
 
         Raises:
-            ValueError: If its output head is its own and the model's is not: shards cannot be separated any more.
+            ValueError: If it is missing, incomplete or not one of ours; or if its output head is its own and the model's is
+                not: shards cannot be separated any more.
         """
         path = Path(self.broadcast(checkpoint_path))
-        rest = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+        rest = read_checkpoint(str(path))
         assert self.lightning_module is not None
         config = self.lightning_module.backbone.config  # type: ignore[union-attr]
         if config.tie_word_embeddings and not rest[RECORD]["config"]["tie_word_embeddings"]:  # type: ignore[union-attr]

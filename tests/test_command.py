@@ -15,6 +15,29 @@ def test_a_setting_that_does_not_fit_is_one_line() -> None:
         end(ValueError("steps is 0"))
 
 
+UNION = (
+    "Does not validate against any of the Union subtypes\nSubtypes: [str, X]\nErrors:\n  - Expected a <class 'str'>\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("account", "told"),
+    [
+        ("  - mesh is 3\nGiven value: X(mesh=3)", "mesh is 3"),
+        ("  - mesh is 3\n  - size is 4\nGiven value: X(mesh=3)", "mesh is 3; or: size is 4"),
+        ("Given value: X(mesh=3)", ".*Given value: X.mesh=3."),
+    ],
+)
+def test_of_all_types_that_would_do_only_complaints_of_constructors_are_told(account: str, told: str) -> None:
+    with pytest.raises(SystemExit, match=rf"\Aerror: {told}\Z"):
+        end(ValueError(UNION + account))
+
+
+def test_several_lines_become_one() -> None:
+    with pytest.raises(SystemExit, match=r"\Aerror: no such model; look elsewhere\Z"):
+        end(ValueError("no such model;\n  look elsewhere"))
+
+
 def test_what_else_is_foreseen_is_one_line() -> None:
     with pytest.raises(SystemExit, match="error: full"):
         end(OSError("full"), OSError)

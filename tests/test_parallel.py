@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from coda.parallel import FSDP2Strategy
 from tests.conftest import Tiny
 from tests.ranks import fit, run
 
@@ -93,6 +94,18 @@ def test_compiled_and_checkpointed_layers_are_sharded_too(run_fsdp2: Any, one: d
     fast = {"compile_layers": True, "gradient_checkpointing": "selective"}
     two = run_fsdp2("fast", optimizer="adamw", backbone=fast)
     assert_close(two["weights"], one["weights"], 5e-5)
+
+
+@pytest.mark.parametrize("there", [[], ["meta.pt"]])
+def test_a_checkpoint_that_is_not_whole_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str]
+) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    strategy = FSDP2Strategy()
+    monkeypatch.setattr(strategy, "broadcast", lambda value: value)
+    with pytest.raises(ValueError, match=r"^no checkpoint at|it lacks \.metadata"):
+        strategy.load_checkpoint(tmp_path)
 
 
 def test_strategies_that_would_not_shard_are_refused(tiny: Tiny) -> None:

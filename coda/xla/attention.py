@@ -9,9 +9,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from coda.xla.mesh import BATCH, size
+
 # What models name in `attn_implementation`. Not "flash": transformers would look for such a name on the hub.
 PALLAS = "xla_pallas"
-ROWS_AND_HEADS = (("data", "fsdp"), "tensor", None, None)
+ROWS_AND_HEADS = (BATCH, "tensor", None, None)
 LANES = 128
 BLOCKS = (1024, 512, 256)  # of the kernels, forward and backward: rows are whole blocks, or one smaller block
 INSTALL = "pip install 'torch_xla[pallas]==2.9.0'"
@@ -34,8 +36,8 @@ def pallas_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it.
 
-    Rows that do not fill the kernel's blocks and masks that are no segments, both of which sampling has, take torch's
-    own attention.
+    Rows that do not fill the kernel's blocks, batches that the mesh does not divide and masks that are no segments, all
+    of which sampling has, take torch's own attention.
 
     Args:
         module: The attention layer.
@@ -56,24 +58,35 @@ def pallas_attention(
     segments = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
     by_segment = attention_mask is None or segments is not None
     length = query.shape[2]
-    if not by_segment or length != key.shape[2] or not fills_blocks(length):
-        if module.training and by_segment:
-            raise ValueError(
-                f"attn_implementation is {PALLAS}, whose blocks rows of {length} tokens do not fill; set "
-                "data.sequence_length to 128, 256, 512 or a multiple of 1024, or attn_implementation to sdpa"
-            )
-        mask = attention_mask if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
-    check_kernel()
-    groups = query.shape[1] // key.shape[1]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended = flash_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), segments, scale)
-    return attended.transpose(1, 2), None
+    filled = length == key.shape[2] and fills_blocks(length)
+    if module.training and by_segment and not filled:
+        raise ValueError(
+            f"attn_implementation is {PALLAS}, whose blocks rows of {length} tokens do not fill; set "
+            "data.sequence_length (and data.init_args.canvas_multiple) to 128, 256, 512 or a multiple of 1024, or "
+            "attn_implementation to sdpa"
+        )
+    if by_segment and filled:
+        check_kernel()
+        if is_divided(len(query)):
+            groups = query.shape[1] // key.shape[1]
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            attended = flash_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), segments, scale)
+            return attended.transpose(1, 2), None
+    mask = attention_mask if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
 
 
 def fills_blocks(length: int) -> bool:
     """Whether rows of ``length`` tokens are whole blocks of every kernel."""
     return length % LANES == 0 and all(length % min(block, length) == 0 for block in BLOCKS)
+
+
+def is_divided(rows: int) -> bool:
+    """Whether the mesh of the strategy divides a batch of so many rows."""
+    from torch_xla.distributed.spmd import get_global_mesh
+
+    mesh = get_global_mesh()
+    return mesh is None or rows % size(mesh, *BATCH) == 0
 
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, scale: float) -> Tensor:

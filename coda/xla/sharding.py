@@ -49,8 +49,8 @@ class ShardingMap:
         """The axes of every parameter of ``model``, under all its names.
 
         Raises:
-            ValueError: If a pattern fits nothing or has another number of dimensions, or if an axis does not divide its
-                dimension or the attention heads.
+            ValueError: If a pattern fits nothing or has another number of dimensions, if an axis does not divide its
+                dimension or the attention heads, or if nothing is divided over ``tensor`` although the mesh has it.
         """
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
         _check_used("parameters", self.parameters, shapes)
@@ -58,6 +58,13 @@ class ShardingMap:
         for name, shape in shapes.items():
             found = _first(self.parameters, name)
             specs[name] = _automatic(shape, size(mesh, "fsdp")) if found is None else _fitted(name, shape, found, mesh)
+        devices = size(mesh, "tensor")
+        if devices > 1 and not any("tensor" in _axes(entry) for spec in specs.values() for entry in spec):
+            raise ValueError(
+                f"trainer.strategy.init_args.mesh has {devices} devices along tensor, but no weight is divided over them, "
+                "and all would do the same; set trainer.strategy.init_args.sharding to "
+                "configs/sharding/qwen3_fsdp_tensor.yaml, or tensor to 1"
+            )
         _check_heads(model, specs, mesh)
         return specs
 

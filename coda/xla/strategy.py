@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from coda.xla import consensus
 from coda.xla.checkpointing import CheckpointedStrategy, Kind
-from coda.xla.checks import check_backbone, check_optimizers, check_trainer
+from coda.xla.checks import check_model, check_optimizers, check_rows, check_trainer
 from coda.xla.facts import facts_of
 from coda.xla.flags import Flags, set_libtpu_flags
 from coda.xla.hardware import SPMDAccelerator, check_runtime, peak_flops
@@ -110,7 +110,7 @@ class XLASPMDStrategy(CheckpointedStrategy):
         assert self.accelerator is not None
         assert self.lightning_module is not None
         check_trainer(self.lightning_module.trainer, str(self.precision_plugin.precision))
-        check_backbone(self.lightning_module)
+        check_model(self.lightning_module)
         self.set_world_ranks()
         consensus.join_hosts(self.world_size)
         torch_xla.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
@@ -131,6 +131,8 @@ class XLASPMDStrategy(CheckpointedStrategy):
         assert self.accelerator is not None
         assert isinstance(self.model, LightningModule)
         self.accelerator.setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            check_rows(trainer, size(self.mesh, *BATCH))
         consensus.agree(facts_of(trainer, self.mesh))
         backbone: Any = self.model.backbone
         specs = self.sharding.specs(backbone, self.mesh)

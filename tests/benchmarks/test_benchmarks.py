@@ -216,6 +216,8 @@ def test_every_variant_of_the_gpu_is_built_and_computes_a_loss() -> None:
 def test_the_profile_of_a_fit_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     small: list[Any] = ["--data.sequence_length=32", "--data.global_batch_size=4", "--trainer.accelerator=cpu"]
+    (tmp_path / "longer.yaml").write_text("trainer: {max_steps: 500}\nsampling: {every_n_steps: 2}\n")
+    small.append(f"--config={tmp_path / 'longer.yaml'}")
     profiler = profile.profile("quickstart.yaml", 8, small, str(tmp_path))
     assert profiler.steps == 5
     assert sum(profiler.shares().values()) == pytest.approx(1.0)

@@ -65,6 +65,15 @@ def hlo(mesh: dict[str, int]) -> str:
     return torch_xla._XLAC._get_xla_tensors_hlo([p.grad for p in model.parameters() if p.grad is not None])
 
 
+def kernels_for_one_row() -> int:
+    """How many kernels a batch runs that the devices cannot share, as when sampling."""
+    query, key = torch.zeros(1, 4, 128, 128, device="xla"), torch.zeros(1, 2, 128, 128, device="xla")
+    layer = torch.nn.Identity().eval()
+    layer.num_key_value_groups = 2  # type: ignore[assignment]
+    attended, _ = attention.pallas_attention(layer, query, key, key, None)
+    return torch_xla._XLAC._get_xla_tensors_hlo([attended]).count("tpu_custom_call")
+
+
 def refusal() -> str:
     """What the user reads where there is no TPU."""
     tensor = torch.zeros(1, 1, 128, 128)
@@ -82,7 +91,9 @@ if __name__ == "__main__":
         mock.patch.object(custom_kernel, "trace_pallas", trace_for_tpu),
     ):
         program = hlo(json.loads(sys.argv[1]))
+        alone = kernels_for_one_row()
     kernels = [line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     shapes = [re.search(r"custom-call\((\w+\[[\d,]*\])", line)[1] for line in kernels]  # type: ignore[index]
     quadratic = len(re.findall(rf"\[(?:\d+,)*{LENGTH},{LENGTH}\]", program))
-    print("RESULT" + json.dumps({"first operands": shapes, "quadratic": quadratic, "refusal": refused}))
+    results = {"first operands": shapes, "quadratic": quadratic, "refusal": refused, "kernels for one row": alone}
+    print("RESULT" + json.dumps(results))

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor, ModelCheckpoint
 
 from callbacks import Preemption
 from callbacks.export import full_weights
+from coda.objective import DiffusionObjective
 from coda.xla import ShardingMap, XLASPMDStrategy, consensus
 from coda.xla.checkpointing import read_checkpoint
 from coda.xla.mesh import build_mesh
@@ -29,11 +30,22 @@ def fit(
     rows: int = 8,
     sizes: dict[str, Any] | None = None,
     optimizer: Any = adamw,
+    objective: DiffusionObjective | None = None,
+    canvas_multiple: int | None = None,
     **options: Any,
 ) -> None:
     seed_everything(0, verbose=False)
     runner = trainer(chosen, *callbacks, **{"max_steps": 1, **options})
-    runner.fit(module(optimizer, **(sizes or {})), data(global_batch_size=rows))
+    model, rows_of_text = module(optimizer, **(sizes or {})), data(global_batch_size=rows)
+    model.objective = objective or model.objective
+    rows_of_text.canvas_multiple = canvas_multiple  # type: ignore[attr-defined]
+    runner.fit(model, rows_of_text)
+
+
+def on_one_of_two_hosts(**options: Any) -> None:
+    chosen = strategy("1,4,1")
+    with Faked(0, 2), mock.patch.object(consensus, "join_hosts"):
+        fit(chosen, **options)
 
 
 def refused(function: Callable[[], Any]) -> str:
@@ -63,6 +75,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "precision twice": lambda: fit(strategy("1,4,1"), precision="bf16-mixed"),
     "compiled layers": lambda: fit(strategy("1,4,1"), sizes={"compile_layers": True}),
     "selective": lambda: fit(strategy("1,4,1"), sizes={"gradient_checkpointing": "selective"}),
+    "compiled loss": lambda: fit(strategy("1,4,1"), objective=DiffusionObjective(compile_loss=True)),
+    "capacity": lambda: fit(strategy("1,4,1"), objective=DiffusionObjective(capacity=0.6, capacity_rows=4)),
+    "lengths": lambda: on_one_of_two_hosts(canvas_multiple=16),
+    "idle axis": lambda: fit(strategy("1,2,2", sharding=ShardingMap())),
     "sampler": lambda: fit(strategy("1,4,1"), use_distributed_sampler=True),
     "device statistics": lambda: fit(strategy("1,4,1"), DeviceStatsMonitor()),
     "torch's Adafactor": lambda: fit(strategy("1,4,1"), optimizer=torch.optim.Adafactor),

@@ -78,6 +78,7 @@ def test_the_kernel_does_the_same_as_torch(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(attention, "flash_attention", interpreted)
     monkeypatch.setattr(attention, "check_kernel", lambda: None)
+    monkeypatch.setattr(attention, "is_divided", lambda rows: True)
     ids, segments, visible = rows(128)
     inputs = {"segment_ids": segments, "attention_mask": visible}
     ours, expected = states(attention.PALLAS, ids, **inputs), states("sdpa", ids, **inputs)
@@ -92,6 +93,7 @@ def test_each_device_runs_the_kernels_on_its_rows_and_heads(mesh: dict[str, int]
     traced = run_program("tests/xla/pallas.py", json.dumps(mesh), devices=4)
     assert traced["first operands"] == [f"bf16[{shard[0]},{shard[1]},1024,128]"] * 6
     assert traced["quadratic"] == 0
+    assert traced["kernels for one row"] == 0, "sampling a single prompt needs no division"
     assert "attn_implementation xla_pallas is a TPU kernel, but PJRT_DEVICE is CPU" in traced["refusal"]
 
 

@@ -88,9 +88,10 @@ def test_it_goes_on_where_it_stopped(run: tuple[Path, Any], corpus: Path) -> Non
 
 
 def test_two_precisions_are_one_line(corpus: Path, tmp_path: Path) -> None:
-    done = command("fit", corpus, tmp_path, **{"trainer.max_steps": 1, "trainer.precision": "bf16-mixed"})
+    options = {"trainer.precision": "32-true", "trainer.strategy.init_args.precision": "bf16-mixed"}
+    done = command("fit", corpus, tmp_path, **{"trainer.max_steps": 1, **options})
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: trainer.precision is bf16-mixed, but")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: trainer.precision is 32-true, but")
 
 
 def test_no_hardware_is_refused(corpus: Path, tmp_path: Path) -> None:

@@ -44,9 +44,20 @@ def test_all_overlays_of_tpus_say_the_same_but_for_the_machine() -> None:
     assert all(overlay == found["tpu_v4_8"] for overlay in found.values())
 
 
+@pytest.fixture(scope="module")
+def made() -> Any:
+    return run_program("-m", "tests.xla.configs", devices=4)
+
+
 @pytest.mark.slow
-def test_the_command_line_takes_them() -> None:
-    made = run_program("-m", "tests.xla.configs", devices=4)
+def test_the_maps_divide_every_matrix_and_no_vector(made: Any) -> None:
+    for name, axes in (("qwen3_fsdp", {"fsdp"}), ("qwen3_fsdp_tensor", {"fsdp", "tensor"})):
+        for weight, spec in made["maps"][name].items():
+            assert {axis for axis in spec if axis} == (axes if len(spec) > 1 else set()), weight
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_them(made: Any) -> None:
     assert made["strategy"] == "XLASPMDStrategy"
     assert made["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert made["precision"] == "bf16-mixed"
