@@ -25,7 +25,7 @@ REFUSED = {
     "compiled loss": "compile_loss is true, but on XLA devices .* set it to false",
     "capacity": "capacity_rows is 4, but each device has 2 rows of a micro-batch; choose a divisor",
     "lengths": "canvas_multiple is 16, with which each host would have rows of another length; set it to null",
-    "idle axis": "2 devices along tensor, but no weight is divided .* qwen3_fsdp_tensor.yaml, or tensor to 1",
+    "idle axis": "2 devices along tensor, but no weight is divided .*qwen3_fsdp_tensor.yaml, or tensor to 1",
     "sampler": "use_distributed_sampler is true, .* would shuffle them; set it to false",
     "device statistics": "callbacks has a DeviceStatsMonitor, .* take it out",
     "torch's Adafactor": "model.optimizer is torch.optim.Adafactor, which waits .* set it to transformers.Adafactor",
