@@ -1,6 +1,7 @@
 """The step profile: every moment has one part, the parts are the right ones, and named parts make up the step."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,3 +105,10 @@ def test_named_parts_sum_to_the_step(tiny: Tiny) -> None:
     lines = profiler.summary().splitlines()
     assert lines[2].startswith("| data |")
     assert lines[-1].startswith("| a step |")
+
+
+def test_a_step_that_is_one_program_cannot_be_divided() -> None:
+    profiler = StepProfiler()
+    profiler._lightning_module = SimpleNamespace(device=SimpleNamespace(type="xla"))
+    with pytest.raises(ValueError, match="XLA runs a step as one program; set it to null"):
+        profiler.start("[Strategy]XLASPMDStrategy.training_step")
