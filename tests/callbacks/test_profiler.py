@@ -110,5 +110,6 @@ def test_named_parts_sum_to_the_step(tiny: Tiny) -> None:
 def test_a_step_that_is_one_program_cannot_be_divided() -> None:
     profiler = StepProfiler()
     profiler._lightning_module = SimpleNamespace(device=SimpleNamespace(type="xla"))
+    profiler.start("run_training_epoch")
     with pytest.raises(ValueError, match="XLA runs a step as one program; set it to null"):
         profiler.start("[Strategy]XLASPMDStrategy.training_step")
