@@ -1,9 +1,11 @@
 """What the tests of data and callbacks share: a tiny corpus, and the parts of a fit that takes a second."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import huggingface_hub.constants
 import pytest
@@ -60,6 +62,15 @@ def _offline() -> None:
     """No test may wait for a hub: neither in this process, which has read the variable, nor in its children."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """A fit may open a process group and note its port in the environment, where the next one would look for its own."""
+    with mock.patch.dict(os.environ):
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
