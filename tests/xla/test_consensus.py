@@ -27,7 +27,7 @@ def preempted(rank: int) -> dict[str, Any]:
         default_root_dir="nowhere",
         is_global_zero=rank == 0,
         is_last_batch=False,
-        local_rank=SPMDEnvironment().local_rank(),
+        local_rank=SPMDEnvironment.local_rank(object.__new__(SPMDEnvironment)),  # its constructor wants torch_xla
         save_checkpoint=lambda path: saved.append(step),
         world_size=HOSTS,
     )
@@ -79,9 +79,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     processes = [context.Process(target=host, args=(rank, meeting, answers)) for rank in range(HOSTS)]
     for process in processes:
         process.start()
-    found = dict(answers.get(timeout=300) for _ in processes)
     for process in processes:
-        process.join()
+        process.join(timeout=300)  # what they answer is short: no one waits for a reader
+    assert [process.exitcode for process in processes] == [0] * HOSTS
+    found = dict(answers.get() for _ in processes)
     return [found[rank] for rank in range(HOSTS)]
 
 
