@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 # Rows of logits held at once: on a CPU a chunk should stay near the caches, on an accelerator it must fill the device.
 CPU_CHUNK_SIZE = 256
 ACCELERATOR_CHUNK_SIZE = 2048
+CPU_COLUMNS = 2048  # of the head in one matrix product there: a sixth less time than for all of its columns at once
 
 
 def masked_linear_cross_entropy(
@@ -69,7 +70,7 @@ def masked_linear_cross_entropy(
         return _ChunkedLinearCrossEntropy.apply(*args)
 
 
-Differentiate = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+Differentiate = Callable[[Tensor, Tensor, torch.dtype, bool], tuple[Tensor, Tensor, Tensor]]
 Window = tuple[slice, Tensor | None]  # and the condition under which it is computed
 
 
@@ -154,34 +155,52 @@ def _score(*tensors: Tensor, chunk_size: int, wanted: Sequence[bool], differenti
         buffer = rows.new_empty(min(chunk_size, len(rows)), len(head))
     for start in range(0, target.shape[-1], chunk_size):
         chunk = slice(start, start + chunk_size)
-        out = None if buffer is None else buffer[: len(rows[chunk])]
-        logits = torch.matmul(rows[..., chunk, :], head.T, out=out)
-        arguments = (target[..., chunk, None], token_weight[..., chunk, None], bool(gradients))
+        states, scale = rows[..., chunk, :], token_weight[..., chunk, None]
+        logits = states @ head.T if buffer is None else _product(states, head, buffer[: len(states)])
+        arguments = (target[..., chunk, None], token_weight.dtype, bool(gradients))
         nll[..., chunk, None], correct[..., chunk, None], grad_logits = differentiate(logits, *arguments)
+        # The weights of the tokens go to what is small, not to the logits.
         if grad_hidden is not None:
-            grad_hidden[..., chunk, :] = grad_logits @ head
+            grad_hidden[..., chunk, :] = (grad_logits @ head) * scale
         if grad_weight is not None:
-            _add_product(grad_weight, grad_logits.flatten(0, -2).T, rows[..., chunk, :].flatten(0, -2))
+            scaled = (states * scale).to(states.dtype)
+            _add_product(grad_weight, grad_logits.flatten(0, -2).T, scaled.flatten(0, -2))
         del logits, grad_logits  # before the next chunk is made
 
 
-def _differentiate(logits: Tensor, target: Tensor, token_weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [..., 1], whether the target came first, and the gradient of the weighted sum, of ``logits`` [..., V].
+def _product(rows: Tensor, head: Tensor, out: Tensor) -> Tensor:
+    """``rows @ head.T``, into ``out``."""
+    for start in range(0, len(head), CPU_COLUMNS):
+        columns = slice(start, start + CPU_COLUMNS)
+        torch.matmul(rows, head[columns].T, out=out[:, columns])
+    return out
 
-    Overwrites the logits, and computes in the dtype of ``token_weight``; what comes last means nothing unless ``wanted``.
+
+def _differentiate(logits: Tensor, target: Tensor, precise: torch.dtype, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [..., 1], whether the target came first, and the gradient of the losses, of ``logits`` [..., V].
+
+    Overwrites the logits, and computes in ``precise``; what comes last means nothing unless ``wanted``.
     """
     at, dtype = _OneHot(target, logits.shape[-1]), logits.dtype
-    logits = logits.to(token_weight.dtype)
-    # From here the one buffer turns from logits into probabilities into their gradient, in place.
-    logits -= logits.amax(dim=-1, keepdim=True)
-    score = at.pick(logits)
-    correct = score == 0
-    total = logits.exp_().sum(dim=-1, keepdim=True)
-    nll = total.log() - score
+    logits = logits.to(precise)
+    largest = logits.amax(dim=-1, keepdim=True)
+    score = at.pick(logits) - largest
+    probabilities, log_total = _softmax(logits, largest)
     if wanted:
-        logits *= token_weight / total
-        logits = at.subtract(logits, token_weight).to(dtype)
-    return nll, correct, logits
+        probabilities = at.subtract_one(probabilities).to(dtype)
+    return log_total - score, score == 0, probabilities
+
+
+def _softmax(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn ``logits`` into probabilities, in place, and give the log of what they were divided by: sum exp(l - largest)."""
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Takes all its passes over a row while that is in the cache. The largest probability is 1 over the sum.
+        torch.softmax(logits, dim=-1, out=logits)
+        return logits, -logits.amax(dim=-1, keepdim=True).log()
+    logits -= largest
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    logits /= total
+    return logits, total.log()
 
 
 @cache
@@ -208,11 +227,11 @@ class _OneHot:
             return logits.gather(-1, self.index)
         return torch.where(self.hot, logits, 0).sum(dim=-1, keepdim=True)
 
-    def subtract(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Take ``value`` [..., 1] from the values there, perhaps in place."""
+    def subtract_one(self, values: Tensor) -> Tensor:
+        """Take 1 from the values there, perhaps in place."""
         if self.hot is None:
-            return logits.scatter_add_(-1, self.index, -value)
-        return logits - torch.where(self.hot, value, 0)
+            return values.scatter_add_(-1, self.index, values.new_full(self.index.shape, -1.0))
+        return values - self.hot.to(values.dtype)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
